@@ -1,0 +1,1 @@
+"""What happened and what it means: audit lines, events, who, findings, evidence."""

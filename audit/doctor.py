@@ -1,0 +1,162 @@
+"""What is missing, with the exact fix: every part that an installation needs, tried now."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import redis
+from django.conf import settings
+from django.db import DatabaseError, connection
+from django.db.migrations.executor import MigrationExecutor
+
+from audit import follow
+from audit.ingest import position_of
+from audit.models import Stream
+from leases import checks
+from leases.health import Explained
+from leases.models import Action, AuthMount, Cluster, Database, Vault
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was tried. Where it is not ok, `cause` says what is wrong and `fix` what to do."""
+
+    what: str
+    ok: bool
+    cause: str = ""
+    fix: str = ""
+
+
+class _Wrong(Exception):
+    def __init__(self, cause: str, fix: str) -> None:
+        super().__init__(cause)
+        self.cause = cause
+        self.fix = fix
+
+
+def examine() -> Iterator[Finding]:
+    """Tries everything, cheapest first. Stops after the database, without which nothing else is known."""
+    for what, check in (
+        ("database", database),
+        ("migrations", migrations),
+        ("database rights", rights),
+    ):
+        finding = _try(what, check)
+        yield finding
+        if not finding.ok:
+            return
+    yield _try("broker", broker)
+    yield _try("workers", workers)
+    yield _try("configuration", configured)
+    for vault in Vault.objects.filter(retired=False).order_by("name"):
+        yield _try(f"vault {vault.name}", partial(checks.check_vault, vault))
+        if vault.respond:
+            yield _try(f"vault {vault.name}, revoking", partial(checks.check_responder, vault))
+        yield _try(f"vault {vault.name}, auth mounts", partial(auth_mounts, vault))
+    for cluster in Cluster.objects.filter(retired=False).order_by("name"):
+        yield _try(f"cluster {cluster.name}", partial(checks.check_cluster, cluster))
+    for database_ in Database.objects.filter(vault__retired=False).select_related("vault").order_by("id"):
+        yield _try(f"database {database_.path}", partial(checks.check_database, database_))
+    for stream in Stream.objects.filter(retired=False).select_related("device__vault").order_by("id"):
+        yield _try(f"stream {stream}", partial(readable, stream))
+
+
+def _try(what: str, check: Callable[[], None]) -> Finding:
+    try:
+        check()
+    except Exception as error:
+        if not isinstance(error, Explained):
+            raise
+        return Finding(what, False, error.cause, error.fix)
+    return Finding(what, True)
+
+
+def database() -> None:
+    try:
+        connection.ensure_connection()
+    except DatabaseError as error:
+        host, port = connection.settings_dict["HOST"], connection.settings_dict["PORT"] or 5432
+        raise _Wrong(
+            f"Leasehold's own database at {host}:{port} does not answer: {str(error).splitlines()[0][:200]}",
+            "Start PostgreSQL, or correct LEASEHOLD_DATABASE_URL.",
+        ) from error
+
+
+def migrations() -> None:
+    executor = MigrationExecutor(connection)
+    plan = executor.migration_plan(executor.loader.graph.leaf_nodes())
+    if plan:
+        raise _Wrong(
+            f"{len(plan)} migrations are not applied, the first is {plan[0][0]}",
+            "Run `manage.py migrate` as the owner.",
+        )
+
+
+def rights() -> None:
+    """The application must not be able to rewrite history, nor to give itself that right."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT has_table_privilege(%s, 'DELETE'), c.relowner = (SELECT oid FROM pg_roles WHERE rolname = current_user), "
+            "(SELECT rolsuper FROM pg_roles WHERE rolname = current_user) FROM pg_class c WHERE c.oid = %s::regclass",
+            [Action._meta.db_table, Action._meta.db_table],
+        )
+        may_delete, owns, superuser = cursor.fetchone()
+    if may_delete or owns or superuser:
+        raise _Wrong(
+            "The application's database role can rewrite history",
+            "Let LEASEHOLD_DATABASE_URL name a plain role and only LEASEHOLD_OWNER_DATABASE_URL the owner (docs/install.md).",
+        )
+
+
+def broker() -> None:
+    try:
+        client = redis.Redis.from_url(settings.CELERY_BROKER_URL, socket_connect_timeout=2, socket_timeout=2)
+        client.ping()
+        client.close()
+    except (redis.RedisError, OSError) as error:
+        raise _Wrong(
+            f"The broker does not answer ({type(error).__name__})",
+            "Start Redis or Valkey, or correct LEASEHOLD_BROKER_URL.",
+        ) from error
+
+
+def workers() -> None:
+    """At least one worker on each queue."""
+    from celery import current_app
+
+    try:
+        queues = current_app.control.inspect(timeout=1.5).active_queues() or {}
+    except (redis.RedisError, OSError, ConnectionError):
+        queues = {}
+    served = {queue["name"] for worker in queues.values() for queue in worker}
+    wanted = {"ingest", "watch", "leases", "actions", "reports"}
+    if missing := sorted(wanted - served):
+        raise _Wrong(
+            f"No worker serves the queues {', '.join(missing)}",
+            f"Start one: `celery -A dashboard worker -Q {','.join(missing)}`, and `celery -A dashboard beat`.",
+        )
+
+
+def configured() -> None:
+    if not Vault.objects.filter(retired=False).exists():
+        raise _Wrong(
+            "Nothing is configured yet", "Copy leasehold.example.toml, fill it in and run `manage.py configure`."
+        )
+
+
+def auth_mounts(vault: Vault) -> None:
+    if not AuthMount.objects.filter(vault=vault).exists():
+        raise _Wrong(
+            f"No auth mount of vault {vault.name} is tied to a cluster, so no login can be tied to a service account",
+            "Add [[clusters.auth_mounts]] to leasehold.toml and run `manage.py configure`.",
+        )
+
+
+def readable(stream: Stream) -> None:
+    if stream.refused:
+        raise _Wrong(
+            stream.refused, "Enable the device without log_raw under a new path, then name that in leasehold.toml."
+        )
+    if stream.path:
+        follow.read(Path(stream.path), position_of(stream))

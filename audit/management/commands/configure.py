@@ -1,0 +1,25 @@
+"""`manage.py configure`: checks leasehold.toml and applies it."""
+
+from typing import Any
+
+from django.conf import settings
+from django.core.management.base import BaseCommand, CommandError
+
+from audit import configuration
+from leases.configuration import ConfigurationError, load
+
+
+class Command(BaseCommand):
+    help = "Checks the file that LEASEHOLD_CONFIG names (leasehold.toml) and applies it. Safe to run again."
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        try:
+            config = load(settings.CONFIG_FILE)
+        except ConfigurationError as error:
+            raise CommandError(str(error)) from error
+        configuration.apply(config)
+        streams = sum(len(device.nodes) for vault in config.vaults for device in vault.devices)
+        self.stdout.write(
+            f"Applied {settings.CONFIG_FILE}: {len(config.vaults)} vaults, {streams} streams, "
+            f"{len(config.clusters)} clusters, {len(config.databases)} databases. `manage.py doctor` tries them all."
+        )

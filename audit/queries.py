@@ -1,0 +1,92 @@
+"""Reads of what happened: streams, a lease's events and sightings, how its attribution changed. Nothing here writes."""
+
+from dataclasses import dataclass
+from datetime import datetime
+
+from audit.models import AttributionChange, Event, Sighting, Stream
+from leases import health
+from leases.models import Lease
+from leases.models.sources import SourceKind
+from leases.queries import Source, source, source_states
+from leases.queries import sources as other_sources
+
+MOST_EVENTS = 50
+
+
+def streams() -> list[Stream]:
+    """Streams that are read, or were until lately."""
+    return list(
+        Stream.objects.filter(retired=False)
+        .select_related("device__vault")
+        .order_by("device__vault__name", "device__name", "node", "id")
+    )
+
+
+def lag_seconds(stream: Stream, *, now: datetime) -> float:
+    """How far behind the stream is: nothing if all of its file is read, else the age of the last line that was."""
+    if stream.unread_bytes == 0:
+        return 0.0
+    last = stream.last_line_at or stream.read_at
+    return max(0.0, (now - last).total_seconds()) if last else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class StreamStatus:
+    stream: Stream
+    source: Source
+    lag_seconds: float
+
+
+def stream_statuses(*, now: datetime) -> list[StreamStatus]:
+    """Each stream with how it is doing; one that is refused counts as failing whatever its file says."""
+    states, stale_after = source_states(), health.stale_after()
+    found = []
+    for stream in streams():
+        name = str(stream)
+        status = source(
+            SourceKind.STREAM, name, states.get((SourceKind.STREAM, name)), now=now, stale_after=stale_after
+        )
+        if stream.refused and status.status != "failing":
+            status = Source(
+                SourceKind.STREAM,
+                name,
+                "failing",
+                cause=f"Nothing more is taken from it: {stream.refused}",
+                fix="Give the device a new path without log_raw and name that one in leasehold.toml.",
+                checked_at=stream.read_at,
+            )
+        found.append(StreamStatus(stream, status, lag_seconds(stream, now=now)))
+    return found
+
+
+def sources(*, now: datetime) -> list[Source]:
+    """Everything that is watched: vaults, clusters, databases, streams."""
+    return other_sources(now=now) + [status.source for status in stream_statuses(now=now)]
+
+
+def lease_history(lease: Lease) -> list[AttributionChange]:
+    """How the holder of a lease became known, first to last."""
+    rows = AttributionChange.objects.filter(vault=lease.vault.name, lease_id=lease.lease_id)
+    return list(rows.order_by("at", "id"))
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseEvent:
+    """One request that named the lease, and the streams that logged it."""
+
+    event: Event
+    sightings: list[Sighting]
+
+
+def lease_events(lease: Lease) -> list[LeaseEvent]:
+    """The requests that named this lease (issue, renewals, revocation), first to last; the last MOST_EVENTS of them."""
+    rows = (
+        Event.objects.filter(vault=lease.vault_id, lease_id=lease.lease_id)
+        .exclude(lease_id="")
+        .prefetch_related("sightings__device", "sightings__stream")
+        .order_by("-at", "-id")[:MOST_EVENTS]
+    )
+    return [
+        LeaseEvent(event, sorted(event.sightings.all(), key=lambda s: (s.device.name, s.stream.node, s.pk)))
+        for event in reversed(list(rows))
+    ]

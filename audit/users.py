@@ -1,0 +1,63 @@
+"""Which database user belongs to which lease: by the audit hash of the user's name, which only its own read can have logged."""
+
+from collections.abc import Iterable
+from datetime import datetime
+from functools import lru_cache
+
+from django.db.models import F
+
+from audit.models import Device, Sighting
+from leases import clients, databases
+from leases.models import Database, Lease, LeaseState
+from leases.vault import VaultClient
+
+
+def unknown_names(database: Database) -> list[str]:
+    """Dynamic users that `database` has now and that no lease bears yet; empty while no live lease waits for one.
+
+    Raises DatabaseError, NotConfigured or SecretUnavailable.
+    """
+    waiting = Lease.objects.filter(vault=database.vault_id, database_user="").exclude(request_id="")
+    if not waiting.exclude(state=LeaseState.ENDED).exists():
+        return []
+    names = {user.name for user in databases.get(database.kind).dynamic_users(clients.monitor_dsn(database))}
+    known = Lease.objects.filter(vault=database.vault_id, database_user__in=names)
+    return sorted(names - set(known.values_list("database_user", flat=True)))
+
+
+def match(database: Database, names: Iterable[str] | None, *, now: datetime) -> int:
+    """Ties these users to their leases; returns how many were tied. Raises VaultError."""
+    devices = list(Device.objects.filter(vault=database.vault_id).order_by("id"))
+    client = clients.observer(database.vault)
+    return sum(tie(name, devices, client, now=now) for name in names or [])
+
+
+def tie(name: str, devices: Iterable[Device], client: VaultClient, *, now: datetime) -> int:
+    """One user's name to the lease whose read logged its hash on one of the devices."""
+    for device in devices:
+        hashed = _hash(client, device.name, device.salt_epoch, name)
+        found = (
+            Sighting.objects.filter(device=device, salt_epoch=device.salt_epoch, username=hashed)
+            .values(vault=F("event__vault"), lease=F("event__lease_id"))
+            .first()
+        )
+        if found:
+            return Lease.objects.filter(vault=found["vault"], lease_id=found["lease"], database_user="").update(
+                database_user=name, updated_at=now
+            )
+    return 0
+
+
+@lru_cache(maxsize=20_000)
+def _hash(client: VaultClient, device: str, salt_epoch: int, name: str) -> str:
+    # the answer never changes within one salt, so each name is asked for once per worker
+    return client.audit_hash(device, name)
+
+
+def check_salt(device: Device) -> None:
+    """Notices that a device was enabled anew: its salt, and with it every hash, is another. Raises VaultError."""
+    probe = clients.observer(device.vault).audit_hash(device.name, "leasehold salt probe")
+    if device.salt_probe == probe:
+        return
+    epoch = device.salt_epoch + 1 if device.salt_probe else device.salt_epoch
+    Device.objects.filter(pk=device.pk, salt_probe=device.salt_probe).update(salt_probe=probe, salt_epoch=epoch)

@@ -1,0 +1,29 @@
+"""What every page shows: the time it was made at, who is logged in, where the sections are."""
+
+from django.http import HttpRequest
+from django.utils import timezone
+
+from dashboard import access
+
+SECTIONS = (
+    ("overview", "Overview"),
+    ("leases", "Leases"),
+    ("databases", "Databases"),
+    ("actions", "Actions"),
+    ("sources", "Sources"),
+)
+
+
+def page(request: HttpRequest) -> dict[str, object]:
+    context: dict[str, object] = {"now": timezone.now()}
+    # a page of an error that came before the session was read has no user
+    if getattr(request, "user", None) is None or not request.user.is_authenticated:
+        return context
+    held = access.groups(request)
+    match = request.resolver_match
+    return context | {
+        "held_groups": [group for group in access.GROUPS if group in held],
+        "sections": SECTIONS if access.may_read(held) else (),
+        "section": (match.url_name or "").partition("-")[0] if match else "",
+        "may_revoke": access.may_revoke(held),
+    }

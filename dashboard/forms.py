@@ -1,0 +1,61 @@
+"""What people may send: the filters of a list, a reason, a log-in."""
+
+from typing import Any
+
+from django import forms
+
+from leases.models import Certainty, LeaseState
+from leases.queries import LeaseFilter
+
+STATES = [
+    ("open", "not ended"),
+    *((state, str(state)) for state in LeaseState.values),
+    ("any", "any"),
+]
+PERIODS = {"1h": ("1 hour", 1), "24h": ("24 hours", 24), "7d": ("7 days", 7 * 24)}
+
+
+class LeaseFilterForm(forms.Form):
+    state = forms.ChoiceField(choices=STATES, required=False)
+    database = forms.ChoiceField(required=False)
+    certainty = forms.ChoiceField(choices=[("", "any"), *((c, c) for c in Certainty.values)], required=False)
+    namespace = forms.CharField(max_length=253, required=False)
+    service_account = forms.CharField(max_length=253, required=False, label="Service account")
+    pod = forms.CharField(max_length=253, required=False, label="Pod contains")
+
+    def __init__(self, *args: Any, databases: list[str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["database"] = forms.ChoiceField(
+            choices=[("", "any"), *((name, name) for name in databases), ("unknown", "not known")], required=False
+        )
+        self.order_fields(["state", "database", "certainty", "namespace", "service_account", "pod"])
+
+    def where(self) -> LeaseFilter:
+        """The filter; needs a valid form."""
+        cleaned = {name: value.strip() for name, value in self.cleaned_data.items()}
+        state = cleaned.pop("state") or "open"
+        return LeaseFilter(state="" if state == "any" else state, **cleaned)
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether anything but the default is asked for."""
+        return any(value for name, value in self.data.items() if name in self.fields and value != "open")
+
+
+class RevokeForm(forms.Form):
+    reason = forms.CharField(
+        max_length=500,
+        widget=forms.Textarea(attrs={"rows": 2, "autocomplete": "off"}),
+        error_messages={"required": "Write why. The reason stays with the action for good."},
+    )
+
+
+class LogInForm(forms.Form):
+    username = forms.CharField(
+        max_length=150,
+        label="User name",
+        widget=forms.TextInput(attrs={"autocomplete": "username", "autocapitalize": "none", "autofocus": True}),
+    )
+    password = forms.CharField(
+        max_length=1000, strip=False, widget=forms.PasswordInput(attrs={"autocomplete": "current-password"})
+    )

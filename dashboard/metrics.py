@@ -1,0 +1,81 @@
+"""The numbers for Prometheus, read from the database at each scrape, so that every web process tells the same."""
+
+from collections.abc import Iterator
+from datetime import datetime
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+import audit.queries
+from dashboard.version import VERSION
+from leases import queries
+
+STREAM_COUNTERS = {
+    "lines": "Audit lines read",
+    "duplicates": "Audit lines that were there already",
+    "rejected": "Lines that are no audit entry",
+    "redacted": "Lines in which token-shaped text was redacted",
+    "conflicts": "Lines whose key was known with other content",
+}
+
+
+class LedgerCollector(Collector):
+    """One scrape's worth of reads; registered with a registry of its own, never the global one."""
+
+    def __init__(self, *, now: datetime) -> None:
+        self.now = now
+
+    def describe(self) -> list[Metric]:
+        return []  # registering must not read the database
+
+    def collect(self) -> Iterator[Metric]:
+        yield _gauge("leasehold_build_info", "The running version", ["version"], [([VERSION], 1)])
+        yield _gauge(
+            "leasehold_leases_live",
+            "Leases that have not ended",
+            ["vault", "database", "certainty", "state"],
+            [([c["vault"], c["database"], c["certainty"], c["state"]], c["count"]) for c in queries.live_counts()],
+        )
+        yield _gauge(
+            "leasehold_revocations",
+            "Revocations by state",
+            ["state"],
+            [([count["state"]], count["count"]) for count in queries.revocations_by_state()],
+        )
+        streams = audit.queries.stream_statuses(now=self.now)
+        sources = [*queries.sources(now=self.now), *(status.source for status in streams)]
+        yield _gauge(
+            "leasehold_source_up",
+            "1 where a source answers and its answer is fresh",
+            ["kind", "name"],
+            [([source.kind, source.name], int(source.ok)) for source in sources],
+        )
+        labelled = [
+            ([status.stream.device.vault.name, status.stream.device.name, status.stream.node], status)
+            for status in streams
+        ]
+        yield _gauge(
+            "leasehold_stream_lag_seconds",
+            "Age of the last line read where more is waiting",
+            ["vault", "device", "node"],
+            [(labels, status.lag_seconds) for labels, status in labelled],
+        )
+        yield _gauge(
+            "leasehold_stream_lag_bytes",
+            "Bytes of the file that are not read yet",
+            ["vault", "device", "node"],
+            [(labels, status.stream.unread_bytes) for labels, status in labelled],
+        )
+        for name, text in STREAM_COUNTERS.items():
+            counter = CounterMetricFamily(f"leasehold_stream_{name}", text, labels=["vault", "device", "node"])
+            for labels, status in labelled:
+                counter.add_metric(labels, getattr(status.stream, name))
+            yield counter
+
+
+def _gauge(name: str, text: str, labels: list[str], values: list[tuple[list[str], float]]) -> Metric:
+    gauge = GaugeMetricFamily(name, text, labels=labels)
+    for label_values, value in values:
+        gauge.add_metric(label_values, value)
+    return gauge

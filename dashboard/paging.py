@@ -1,0 +1,33 @@
+"""Keyset pages in the query string: `before` is the last row of the page before."""
+
+from django.core.exceptions import BadRequest
+from django.http import HttpRequest
+
+from leases.queries import Cursor
+
+
+def cursor(request: HttpRequest, *, numeric: bool = True) -> Cursor | None:
+    """The cursor of this page, None on the first; BadRequest for anything that this site did not write."""
+    text = request.GET.get("before", "")
+    if not text:
+        return None
+    found = Cursor.parse(text)
+    sound = found and (
+        found.pk.isascii() and found.pk.isdigit() and len(found.pk) < 19 if numeric else len(found.pk) == 32
+    )
+    if not sound:
+        raise BadRequest("This is no page of the list.")
+    return found
+
+
+def link(request: HttpRequest, **changes: str) -> str:
+    """This page's address with some parameters set, or dropped where the value is empty."""
+    query = request.GET.copy()
+    query.pop("version", None)
+    for name, value in changes.items():
+        query.pop(name, None)
+        if value:
+            query[name] = value
+    for name in [name for name, value in query.items() if not value]:
+        del query[name]
+    return f"{request.path}?{query.urlencode()}" if query else request.path

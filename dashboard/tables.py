@@ -1,0 +1,73 @@
+"""Rows as the pages lay them out: pure rearrangement of what the reads return."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import groupby
+
+from leases.queries import LiveCount, Use, certainties
+
+
+@dataclass(frozen=True, slots=True)
+class LiveRow:
+    vault: str
+    database: str
+    counts: list[int]
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class LiveMatrix:
+    """Live leases: one row per database, one column per certainty that occurs."""
+
+    certainties: list[str] = field(default_factory=list)
+    rows: list[LiveRow] = field(default_factory=list)
+    totals: list[int] = field(default_factory=list)
+    total: int = 0
+    revoking: int = 0
+    irrevocable: int = 0
+
+    @property
+    def vaults(self) -> int:
+        return len({row.vault for row in self.rows})
+
+
+def live_matrix(counts: list[LiveCount]) -> LiveMatrix:
+    columns = certainties(counts)
+    rows = []
+    for (vault, database), group in groupby(counts, key=lambda count: (count["vault"], count["database"])):
+        cells = dict.fromkeys(columns, 0)
+        for count in group:
+            cells[count["certainty"]] += count["count"]
+        rows.append(LiveRow(vault, database, list(cells.values()), sum(cells.values())))
+    # an unknown database reads best at the end
+    rows.sort(key=lambda row: (row.database == "", row.vault, row.database))
+    totals = [sum(column) for column in zip(*(row.counts for row in rows), strict=True)]
+    in_state = {state: sum(c["count"] for c in counts if c["state"] == state) for state in ("revoking", "irrevocable")}
+    return LiveMatrix(columns, rows, totals, sum(totals), in_state["revoking"], in_state["irrevocable"])
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseUse:
+    """One database and who used it."""
+
+    vault: str
+    mount: str
+    name: str
+    uses: list[Use]
+
+    @property
+    def reads(self) -> int:
+        return sum(use.reads for use in self.uses)
+
+    @property
+    def live(self) -> int:
+        return sum(use.live for use in self.uses)
+
+
+def uses_by_database(uses: Iterable[Use], known: Iterable[tuple[str, str, str]]) -> list[DatabaseUse]:
+    """Groups uses under their database; databases of `known` (vault, mount, name) that nobody used stand there too."""
+    grouped: dict[tuple[str, str, str], list[Use]] = {key: [] for key in known}
+    for use in uses:
+        grouped.setdefault((use.vault, use.mount, use.database), []).append(use)
+    order = sorted(grouped.items(), key=lambda item: (item[0][2] == "", item[0]))
+    return [DatabaseUse(*key, rows) for key, rows in order]

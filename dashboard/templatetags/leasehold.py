@@ -1,0 +1,206 @@
+"""How values look: times, countdowns, and badges that say everything by shape and word before colour."""
+
+import shlex
+from datetime import UTC, datetime
+
+from django import template
+from django.template.context import Context
+from django.utils.html import format_html, format_html_join
+from django.utils.safestring import SafeString
+
+from leases.models import Lease
+from leases.queries import database_key
+
+register = template.Library()
+
+# value -> icon, tone
+CERTAINTIES = {
+    "exact": ("exact", "good"),
+    "inferred": ("inferred", "good"),
+    "ambiguous": ("ambiguous", "warn"),
+    "service account": ("account", "plain"),
+    "unknown": ("unknown", "warn"),
+}
+STATES = {
+    "live": ("live", "live"),
+    "revoking": ("busy", "warn"),
+    "irrevocable": ("alarm", "bad"),
+    "ended": ("ended", "plain"),
+}
+STATUSES = {
+    "ok": ("check", "good", "answers"),
+    "failing": ("alarm", "bad", "fails"),
+    "stale": ("stale", "warn", "stale"),
+    "waiting": ("unknown", "plain", "not asked yet"),
+}
+REVOCATIONS = {
+    "requested": ("busy", "warn", "waiting for a worker"),
+    "revoking": ("busy", "warn", "revoking"),
+    "verifying": ("busy", "warn", "verifying"),
+    "verified": ("check", "good", "verified"),
+    "unverified": ("unknown", "warn", "not verified"),
+    "failed": ("alarm", "bad", "failed"),
+}
+OUTCOMES = {
+    "ok": ("check", "good", "done"),
+    "failed": ("alarm", "bad", "failed"),
+    "unverified": ("unknown", "warn", "not verified"),
+    "waiting": ("busy", "plain", "waiting"),
+    "skipped": ("skipped", "plain", "not reached"),
+}
+UNKNOWN = ("unknown", "plain")
+
+
+@register.simple_tag
+def icon(name: str) -> SafeString:
+    """One symbol of the sprite in parts/icons.html; the word beside it carries the meaning."""
+    return format_html('<svg class="icon" aria-hidden="true" focusable="false"><use href="#i-{}"></use></svg>', name)
+
+
+def _badge(symbol: str, tone: str, word: str) -> SafeString:
+    return format_html('<span class="badge {}">{}{}</span>', tone, icon(symbol), word)
+
+
+@register.simple_tag
+def certainty(value: str) -> SafeString:
+    return _badge(*CERTAINTIES.get(value, UNKNOWN), value)
+
+
+@register.simple_tag
+def state(value: str) -> SafeString:
+    return _badge(*STATES.get(value, UNKNOWN), value)
+
+
+@register.simple_tag
+def status(value: str) -> SafeString:
+    return _badge(*STATUSES.get(value, (*UNKNOWN, value)))
+
+
+@register.simple_tag
+def revocation(value: str) -> SafeString:
+    return _badge(*REVOCATIONS.get(value, (*UNKNOWN, value)))
+
+
+@register.simple_tag
+def outcome(value: str) -> SafeString:
+    return _badge(*OUTCOMES.get(value, (*UNKNOWN, value)))
+
+
+@register.filter
+def span(seconds: float) -> str:
+    """Seconds as 9 s, 4 m 05 s, 1 h 02 m, 3 d 04 h. live.js writes the same."""
+    left = max(0, int(seconds))
+    if left < 60:
+        return f"{left} s"
+    if left < 3600:
+        return f"{left // 60} m {left % 60:02} s"
+    if left < 86400:
+        return f"{left // 3600} h {left % 3600 // 60:02} m"
+    return f"{left // 86400} d {left % 86400 // 3600:02} h"
+
+
+def ago(value: datetime, now: datetime) -> str:
+    """A moment's distance from now, in one unit."""
+    seconds = int((now - value).total_seconds())
+    if seconds < 0:
+        return f"in {_unit(-seconds)}"
+    return f"{_unit(seconds)} ago" if seconds >= 1 else "now"
+
+
+def _unit(seconds: int) -> str:
+    for size, name in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {name}"
+    return f"{seconds} s"
+
+
+def _iso(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@register.simple_tag(takes_context=True)
+def moment(context: Context, value: datetime | None, missing: str = "not known") -> SafeString:
+    """A time in UTC (with its day unless that is today) and how long ago that is, kept up by live.js."""
+    if value is None:
+        return format_html('<span class="missing">{}</span>', missing)
+    now: datetime = context["now"]
+    utc = value.astimezone(UTC)
+    shown = f"{utc:%H:%M:%S}" if utc.date() == now.date() else f"{utc:%-d %b %H:%M:%S}"
+    return format_html(
+        '<time class="moment" datetime="{}" title="{} UTC">{} <span class="ago" data-at="{}">{}</span></time>',
+        _iso(value),
+        f"{utc:%-d %b %Y %H:%M:%S}",
+        shown,
+        _iso(value),
+        ago(value, now),
+    )
+
+
+@register.simple_tag(takes_context=True)
+def age(context: Context, value: datetime) -> str:
+    return ago(value, context["now"])
+
+
+@register.simple_tag(takes_context=True)
+def countdown(context: Context, lease: Lease) -> SafeString:
+    """What is left of a lease, with a meter; past its end it says that nobody has confirmed it yet."""
+    if lease.state == "ended":
+        return format_html('<span class="missing">{}</span>', "ended")
+    if lease.expires_at is None:
+        return format_html('<span class="missing">{}</span>', "not looked up yet")
+    now: datetime = context["now"]
+    left = (lease.expires_at - now).total_seconds()
+    began = lease.last_renewal_at or lease.issued_at or lease.first_seen_at
+    whole = max(1.0, (lease.expires_at - began).total_seconds())
+    text = span(left) if left > 0 else f"{span(-left)} over"
+    return format_html(
+        '<span class="ttl{}"><time datetime="{}" title="ends {} UTC" data-expires-at="{}">{}</time>'
+        '<progress max="{}" value="{}" aria-hidden="true"></progress></span>',
+        " over" if left <= 0 else "",
+        _iso(lease.expires_at),
+        f"{lease.expires_at.astimezone(UTC):%-d %b %Y %H:%M:%S}",
+        _iso(lease.expires_at),
+        text,
+        f"{whole:.0f}",
+        f"{min(whole, max(0.0, left)):.0f}",
+    )
+
+
+@register.simple_tag
+def holder(lease: Lease) -> SafeString:
+    """Who holds it, no better than is known; the namespace stands back."""
+    if lease.pod:
+        return format_html('<span class="dim">{}/</span><wbr>{}', lease.pod_namespace, lease.pod)
+    if lease.service_account:
+        return format_html(
+            '<span class="dim">{}/</span><wbr>{} <span class="dim">(service account)</span>',
+            lease.service_account_namespace,
+            lease.service_account,
+        )
+    return format_html('<span class="missing">{}</span>', "nobody known")
+
+
+@register.simple_tag
+def opens(lease: Lease) -> SafeString:
+    """The database and the role that a lease opens."""
+    name = lease.database.name if lease.database else lease.mount
+    return format_html('{} <span class="dim">as {}</span>', name, lease.role or "an unknown role")
+
+
+@register.simple_tag
+def database_name(lease: Lease) -> str:
+    return database_key(lease.database) if lease.database else "unknown"
+
+
+@register.simple_tag
+def command(lease: Lease, verb: str) -> str:
+    """The same by hand: `verb` is `revoke` or `lookup`."""
+    namespace = f"-namespace={shlex.quote(lease.vault_namespace)} " if lease.vault_namespace else ""
+    sync = "-sync " if verb == "revoke" else ""
+    return f"bao lease {verb} {namespace}{sync}{shlex.quote(lease.lease_id)}"
+
+
+@register.simple_tag
+def listed(values: list[str]) -> SafeString:
+    """Words in a row, each in its own element."""
+    return format_html_join(" ", "<code>{}</code>", ((value,) for value in values))

@@ -1,0 +1,26 @@
+"""Every address of the site."""
+
+from django.urls import path
+
+from dashboard.views import actions, databases, errors, leases, overview, probes, session, sources
+
+urlpatterns = [
+    path("", overview.overview, name="overview"),
+    path("leases", leases.index, name="leases"),
+    path("leases/<int:pk>", leases.detail, name="leases-detail"),
+    path("leases/<int:pk>/revoke", leases.revoke, name="leases-revoke"),
+    path("databases", databases.index, name="databases"),
+    path("actions", actions.index, name="actions"),
+    path("actions/<uuid:pk>", actions.receipt, name="actions-receipt"),
+    path("sources", sources.index, name="sources"),
+    path("login", session.log_in, name="login"),
+    path("logout", session.log_out, name="logout"),
+    path("healthz", probes.healthz, name="healthz"),
+    path("readyz", probes.readyz, name="readyz"),
+    path("metrics", probes.metrics, name="metrics"),
+]
+
+handler400 = errors.bad_request
+handler403 = errors.forbidden
+handler404 = errors.not_found
+handler500 = errors.server_error

@@ -1,0 +1,47 @@
+"""What people did here: the list, and each action's receipt."""
+
+import uuid
+
+from django.core.exceptions import BadRequest
+from django.http import Http404, HttpResponse
+from django.shortcuts import render
+from django.utils import timezone
+
+from dashboard.access import PageRequest, may_read, needs
+from dashboard.paging import cursor, link
+from dashboard.receipts import is_open, lines, next_move
+from leases import queries
+
+
+@needs(may_read)
+def index(request: PageRequest) -> HttpResponse:
+    before = cursor(request, numeric=False)
+    try:
+        page = queries.actions_page(before=before)
+    except ValueError as error:
+        raise BadRequest("This is no page of the list.") from error
+    context = {
+        "page": page,
+        "first": before is None,
+        "newest": link(request, before=""),
+        "older": link(request, before=str(page.older)) if page.older else "",
+    }
+    return render(request, "actions/list.html", context)
+
+
+@needs(may_read)
+def receipt(request: PageRequest, pk: uuid.UUID) -> HttpResponse:
+    now = timezone.now()
+    found = queries.receipt(pk)
+    if found is None:
+        raise Http404
+    context = {
+        "now": now,
+        "action": found.action,
+        "items": [
+            {"revocation": row, "lines": lines(row, steps, now=now), "next_move": next_move(row, now=now)}
+            for row, steps in found.revocations
+        ],
+        "open": is_open(found, now=now),
+    }
+    return render(request, "actions/_receipt.html" if request.htmx else "actions/receipt.html", context)

@@ -1,0 +1,79 @@
+"""Leases: the list, one lease with all that is known of it, and the form that ends it."""
+
+from django.contrib import messages
+from django.http import Http404, HttpResponse
+from django.shortcuts import redirect, render
+from django.utils import timezone
+
+import audit.queries
+from dashboard.access import PageRequest, may_read, may_revoke, needs
+from dashboard.forms import LeaseFilterForm, RevokeForm
+from dashboard.paging import cursor, link
+from leases import queries
+from leases import revoke as verbs
+from leases.models import Lease
+
+
+@needs(may_read)
+def index(request: PageRequest) -> HttpResponse:
+    now = timezone.now()
+    before = cursor(request)
+    version = queries.ledger_version(now=now)
+    if request.htmx and request.GET.get("version") == version:
+        return HttpResponse(status=204)
+    form = LeaseFilterForm(request.GET, databases=[queries.database_key(row) for row in queries.databases()])
+    page = queries.leases_page(form.where(), before=before) if form.is_valid() else queries.LeasePage([], None)
+    context = {
+        "now": now,
+        "form": form,
+        "page": page,
+        "first": before is None,
+        "newest": link(request, before=""),
+        "older": link(request, before=str(page.older)) if page.older else "",
+        "sources": audit.queries.sources(now=now),
+        "poll": link(request, version=version),
+    }
+    return render(request, "leases/_rows.html" if request.htmx else "leases/list.html", context)
+
+
+@needs(may_read)
+def detail(request: PageRequest, pk: int) -> HttpResponse:
+    lease = _lease_or_404(pk)
+    revocations = queries.revocations_of(lease)
+    context = {
+        "lease": lease,
+        "history": audit.queries.lease_history(lease),
+        "events": audit.queries.lease_events(lease),
+        "revocations": revocations,
+        "running": next((row for row in revocations if row.open), None),
+    }
+    return render(request, "leases/detail.html", context)
+
+
+@needs(may_revoke)
+def revoke(request: PageRequest, pk: int) -> HttpResponse:
+    lease = _lease_or_404(pk)
+    form = RevokeForm(request.POST or None)
+    if request.method == "POST" and form.is_valid():
+        try:
+            action = verbs.request(
+                leases=[lease],
+                by=request.user.get_username(),
+                reason=form.cleaned_data["reason"].strip(),
+                now=timezone.now(),
+            )
+        except verbs.AlreadyRequested as other:
+            messages.warning(request, f"{other.action.by} was first: this is their revocation of the same lease.")
+            return redirect("actions-receipt", pk=other.action.pk)
+        except verbs.NothingToRevoke:
+            messages.info(request, "The lease had ended before: nothing was left to revoke.")
+            return redirect("leases-detail", pk=pk)
+        return redirect("actions-receipt", pk=action.pk)
+    return render(request, "leases/revoke.html", {"lease": lease, "form": form})
+
+
+def _lease_or_404(pk: int) -> Lease:
+    lease = queries.lease(pk)
+    if lease is None:
+        raise Http404
+    return lease

@@ -1,0 +1,252 @@
+"""One simulated pod's network: everything the pod sends to OpenBao and PostgreSQL leaves from the pod's own address.
+
+A pod here is a few processes on a loopback address of their own. They talk to this proxy on that address, and the
+proxy binds the same address as its source: so OpenBao's audit log has it as remote_address and PostgreSQL as
+client_addr, as on a real pod network. The HTTP part also reads what passes and records log-ins, issued and renewed
+leases and a revoked own token in the truth file: names and lease ids, never a token or a password.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import msgspec
+from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
+from yarl import URL
+
+from demo import truth
+
+# these belong to one connection (RFC 9110, 7.6.1), or are set anew by each side's library
+_NOT_FORWARDED = frozenset(
+    {
+        "accept-encoding",
+        "connection",
+        "content-length",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+_TIMEOUT = ClientTimeout(total=90, connect=5)
+
+
+class _Credentials(msgspec.Struct):
+    username: str = ""
+
+
+class _Answer(msgspec.Struct):
+    """The fields of OpenBao's answers that are read; lease_duration in seconds."""
+
+    lease_id: str = ""
+    lease_duration: float = 0
+    data: _Credentials | None = None
+
+
+class _RenewRequest(msgspec.Struct):
+    lease_id: str = ""
+
+
+class _Lease(msgspec.Struct):
+    database: str | None
+    database_user: str | None
+    token: bytes
+    until: float
+
+
+def _without_hop_headers(headers: Mapping[str, str]) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in headers.items() if name.lower() not in _NOT_FORWARDED]
+
+
+class PodProxy:
+    """The two listeners of one pod. `databases` says which database each "mount/creds/role" path opens."""
+
+    def __init__(
+        self,
+        pod: truth.Pod,
+        *,
+        truth_file: Path,
+        databases: Mapping[str, str],
+        vault: str,
+        vault_port: int,
+        postgres: tuple[str, int],
+        postgres_port: int,
+    ) -> None:
+        self.pod = pod
+        self._truth_file = truth_file
+        self._databases = databases
+        self._vault = vault.rstrip("/")
+        self._vault_port = vault_port
+        self._postgres = postgres
+        self._postgres_port = postgres_port
+        self._leases: dict[str, _Lease] = {}
+        self._stack = contextlib.AsyncExitStack()
+        self._client: ClientSession
+        self._connections: set[asyncio.Task[None]] = set()
+        self._stopping = False
+
+    @property
+    def vault_address(self) -> str:
+        """Where the pod's agent finds OpenBao."""
+        return f"http://{self.pod.ip}:{self._vault_port}"
+
+    async def start(self) -> None:
+        """Listen; raises OSError where the address or port cannot be bound."""
+        try:
+            await self._start()
+        except BaseException:
+            await self._stack.aclose()
+            raise
+
+    async def _start(self) -> None:
+        self._client = await self._stack.enter_async_context(
+            ClientSession(
+                connector=TCPConnector(local_addr=(self.pod.ip, 0), keepalive_timeout=60),
+                timeout=_TIMEOUT,
+                auto_decompress=False,
+                skip_auto_headers=("User-Agent", "Accept", "Content-Type"),
+            )
+        )
+        application = web.Application(client_max_size=32 * 1024 * 1024)
+        application.router.add_route("*", "/{path:.*}", self._forward)
+        # a request that was sent on is carried to its end and recorded even if the pod no longer waits for it
+        runner = web.AppRunner(application, access_log=None, handler_cancellation=False, shutdown_timeout=5)
+        await runner.setup()
+        self._stack.push_async_callback(runner.cleanup)
+        await web.TCPSite(runner, self.pod.ip, self._vault_port).start()
+        server = await asyncio.start_server(self._tunnel, self.pod.ip, self._postgres_port)
+        self._stack.callback(server.close)
+
+    async def stop(self) -> None:
+        """Close both listeners and every connection; requests to OpenBao that are under way may end first (5 s)."""
+        self._stopping = True
+        for task in list(self._connections):
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
+        await self._stack.aclose()
+
+    # -- OpenBao ---------------------------------------------------------------------------------------------
+
+    async def _forward(self, request: web.Request) -> web.Response:
+        body = await request.read()
+        try:
+            async with self._client.request(
+                request.method,
+                URL(self._vault + request.raw_path, encoded=True),
+                headers=_without_hop_headers(request.headers),
+                data=body or None,
+                allow_redirects=False,
+            ) as answer:
+                content = await answer.read()
+                if answer.status in (200, 204):
+                    self._note(request, body, content)
+                return web.Response(
+                    status=answer.status,
+                    headers=_without_hop_headers(answer.headers),
+                    body=content,
+                )
+        except (ClientError, TimeoutError) as error:
+            return web.json_response(
+                {"errors": [f"the pod's network cannot reach OpenBao ({type(error).__name__})"]}, status=502
+            )
+
+    def _note(self, request: web.Request, body: bytes, content: bytes) -> None:
+        """Record what a successful exchange means; what cannot be read is not one of the four."""
+        path = request.path.removeprefix("/v1/").strip("/")
+        token = hashlib.sha256(request.headers.get("X-Vault-Token", "").encode()).digest()
+        with contextlib.suppress(msgspec.MsgspecError):
+            if path.startswith("auth/") and path.endswith("/login"):
+                truth.record(self._truth_file, "login", self.pod)
+            elif path in self._databases and request.method == "GET":
+                self._note_issue(self._databases[path], token, msgspec.json.decode(content, type=_Answer))
+            elif path in ("sys/leases/renew", "sys/renew"):
+                asked = msgspec.json.decode(body, type=_RenewRequest)
+                self._note_renew(msgspec.json.decode(content, type=_Answer), asked.lease_id)
+            elif path == "auth/token/revoke-self":
+                self._note_revoke_self(token)
+
+    def _note_issue(self, database: str, token: bytes, answer: _Answer) -> None:
+        user = answer.data.username if answer.data else None
+        self._leases[answer.lease_id] = _Lease(database, user, token, time.monotonic() + answer.lease_duration)
+        truth.record(
+            self._truth_file,
+            "issue",
+            self.pod,
+            lease_id=answer.lease_id,
+            database=database,
+            database_user=user,
+        )
+
+    def _note_renew(self, answer: _Answer, asked: str) -> None:
+        lease_id = answer.lease_id or asked
+        lease = self._leases.get(lease_id)
+        if lease:
+            lease.until = time.monotonic() + answer.lease_duration
+        truth.record(
+            self._truth_file,
+            "renew",
+            self.pod,
+            lease_id=lease_id,
+            database=lease.database if lease else None,
+            database_user=lease.database_user if lease else None,
+        )
+
+    def _note_revoke_self(self, token: bytes) -> None:
+        """The token's leases went with it, except those that had already run out."""
+        ended = [lease_id for lease_id, lease in self._leases.items() if lease.token == token]
+        for lease_id in ended:
+            lease = self._leases.pop(lease_id)
+            if lease.until > time.monotonic():
+                truth.record(
+                    self._truth_file,
+                    "end",
+                    self.pod,
+                    lease_id=lease_id,
+                    database=lease.database,
+                    database_user=lease.database_user,
+                    reason="token revoked",
+                )
+
+    # -- PostgreSQL ------------------------------------------------------------------------------------------
+
+    async def _tunnel(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = asyncio.current_task()
+        if task is None or self._stopping:
+            writer.transport.abort()
+            return
+        self._connections.add(task)
+        try:
+            with contextlib.closing(writer):
+                far_reader, far_writer = await asyncio.open_connection(*self._postgres, local_addr=(self.pod.ip, 0))
+                with contextlib.closing(far_writer):
+                    await _join((reader, far_writer), (far_reader, writer))
+        except OSError:
+            pass  # the client sees its connection close
+        except asyncio.CancelledError:
+            if not self._stopping:
+                raise
+        finally:
+            self._connections.discard(task)
+
+
+async def _join(*ways: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
+    """Carry bytes both ways until either side closes."""
+    tasks = [asyncio.create_task(_carry(*way)) for way in ways]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(65536):
+        writer.write(data)
+        await writer.drain()

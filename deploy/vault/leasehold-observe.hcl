@@ -1,0 +1,52 @@
+# Policy of the account that observes: what is live and how it is configured. It can neither read a credential nor end
+# a lease. Where leases of other mounts are watched (`lease_mounts` in leasehold.toml), repeat the lines that name
+# `database` for each of them.
+
+# Times of one lease. Names the exact path, since a glob would be shadowed by the `default` policy's own entry for it.
+path "sys/leases/lookup" {
+  capabilities = ["update"]
+}
+
+# Which leases there are, folder by folder; Vault demands sudo for listing leases.
+path "sys/leases/lookup/database/*" {
+  capabilities = ["list", "sudo"]
+}
+
+# How an audit device would write a value: joins a lease id or a database user to lines of the log, where they stand hashed.
+path "sys/audit-hash/*" {
+  capabilities = ["update"]
+}
+
+# Which audit devices there are, so that one that nobody follows is noticed; Vault demands sudo. Without create and
+# update this enables no device.
+path "sys/audit" {
+  capabilities = ["read", "sudo"]
+}
+
+# Which databases the mount opens, and through which plugin. Vault never returns the passwords of connections.
+path "database/config" {
+  capabilities = ["list"]
+}
+path "database/config/+" {
+  capabilities = ["read"]
+}
+
+# Which role opens which database, and its TTLs. Reading a role issues nothing; only database/creds/… would.
+path "database/roles" {
+  capabilities = ["list"]
+}
+path "database/roles/+" {
+  capabilities = ["read"]
+}
+
+# The account's own token: how long it lives, living longer, and what `manage.py doctor` says that it may do. The
+# `default` policy grants the same; named here so that the account works without it.
+path "auth/token/lookup-self" {
+  capabilities = ["read"]
+}
+path "auth/token/renew-self" {
+  capabilities = ["update"]
+}
+path "sys/capabilities-self" {
+  capabilities = ["update"]
+}

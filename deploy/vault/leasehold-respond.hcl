@@ -1,0 +1,25 @@
+# Policy of the account that responds: ends single leases and looks whether they are gone. It lists nothing, ends nothing
+# by prefix and forces nothing. Only the `actions` workers need its secret. Where leases of other mounts are to be
+# revoked, repeat the first rule for each of them.
+
+# Ends one lease, named in the URL, so that the audit log has its id in plain text.
+path "sys/leases/revoke/database/*" {
+  capabilities = ["update"]
+}
+
+# Whether the lease is gone: Vault answers 204 to a revocation even for a lease that it does not know.
+path "sys/leases/lookup" {
+  capabilities = ["update"]
+}
+
+# The account's own token: how long it lives, living longer, and what `manage.py doctor` says that it may do. The
+# `default` policy grants the same; named here so that the account works without it.
+path "auth/token/lookup-self" {
+  capabilities = ["read"]
+}
+path "auth/token/renew-self" {
+  capabilities = ["update"]
+}
+path "sys/capabilities-self" {
+  capabilities = ["update"]
+}

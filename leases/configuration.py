@@ -1,0 +1,217 @@
+"""leasehold.toml: its shape, strictly checked, and how vaults, clusters and databases get from it into the tables.
+
+Streams stand in the same file and are applied by `audit.configuration`.
+"""
+
+import tomllib
+from pathlib import Path
+from typing import Literal
+from urllib.parse import urlsplit
+
+import msgspec
+from django.db import transaction
+
+from leases import databases, health
+from leases.identity import KUBERNETES_CLAIMS, identify_again
+from leases.models import AuthMount, Cluster, Database, Policy, Vault
+from leases.models.sources import SourceKind
+
+
+class ConfigurationError(Exception):
+    """leasehold.toml cannot be used; the message says where and what to write instead."""
+
+
+class Reference(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    env: str = ""
+    file: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.env) == bool(self.file):
+            raise ValueError('a secret is named by { env = "NAME" } or by { file = "PATH" }')
+
+
+class LoginConfig(msgspec.Struct, forbid_unknown_fields=True):
+    method: Literal["kubernetes", "approle", "token"]
+    secret: Reference
+    mount: str = ""
+    role: str = ""
+
+
+class NodeConfig(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    path: str = ""
+
+
+class DeviceConfig(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    nodes: list[NodeConfig] = []
+
+
+class VaultConfig(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    address: str
+    observe: LoginConfig
+    respond: LoginConfig | None = None
+    ca_file: str = ""
+    namespace: str = ""
+    lease_mounts: list[str] = msgspec.field(default_factory=lambda: ["database"])
+    reconcile_seconds: int = 600
+    devices: list[DeviceConfig] = []
+
+
+class AuthMountConfig(msgspec.Struct, forbid_unknown_fields=True):
+    vault: str
+    path: str
+    claims: dict[str, str] = {}
+
+
+class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    address: str
+    token: Reference
+    ca_file: str = ""
+    auth_mounts: list[AuthMountConfig] = []
+
+
+class DatabaseConfig(msgspec.Struct, forbid_unknown_fields=True):
+    vault: str
+    mount: str
+    name: str
+    kind: str
+    monitor: Reference | None = None
+
+
+class Policies(msgspec.Struct, forbid_unknown_fields=True):
+    clock_skew_seconds: float = 2.0
+    stale_after_seconds: float = 15.0
+
+
+class Configuration(msgspec.Struct, forbid_unknown_fields=True):
+    """The whole file."""
+
+    vaults: list[VaultConfig] = []
+    clusters: list[ClusterConfig] = []
+    databases: list[DatabaseConfig] = []
+    policies: Policies = msgspec.field(default_factory=Policies)
+
+
+def load(path: Path) -> Configuration:
+    """The checked content of `path`; raises ConfigurationError with the place and the reason."""
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be read ({error.strerror}). Copy leasehold.example.toml, or set LEASEHOLD_CONFIG."
+        ) from error
+    try:
+        configuration = msgspec.convert(tomllib.loads(text.decode()), Configuration)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path} is not valid TOML: {error}") from error
+    except msgspec.ValidationError as error:
+        raise ConfigurationError(f"{path}: {error}. docs/configuration.md lists every key.") from error
+    for problem in problems(configuration):
+        raise ConfigurationError(f"{path}: {problem}")
+    return configuration
+
+
+def problems(configuration: Configuration) -> list[str]:
+    """What a shape cannot express: names used twice, names that nothing bears, addresses without a scheme."""
+    found = []
+    for what, names in {
+        "vault": [vault.name for vault in configuration.vaults],
+        "cluster": [cluster.name for cluster in configuration.clusters],
+        "auth mount": [f"{m.vault}/{m.path.strip('/')}" for c in configuration.clusters for m in c.auth_mounts],
+        "database": [f"{d.vault}/{d.mount.strip('/')}/{d.name}" for d in configuration.databases],
+        "stream": [f"{v.name}/{d.name}/{n.name}" for v in configuration.vaults for d in v.devices for n in d.nodes],
+    }.items():
+        found += [f"{what} {name} is there twice" for name in sorted({n for n in names if names.count(n) > 1})]
+    vaults = {vault.name for vault in configuration.vaults}
+    for used in [m.vault for c in configuration.clusters for m in c.auth_mounts] + [
+        d.vault for d in configuration.databases
+    ]:
+        if used not in vaults:
+            found.append(f"no vault is named {used!r}; [[vaults]] has {', '.join(sorted(vaults)) or 'none'}")
+    for address in [v.address for v in configuration.vaults] + [c.address for c in configuration.clusters]:
+        if urlsplit(address).scheme not in {"http", "https"} or not urlsplit(address).hostname:
+            found.append(f"{address!r} is no address; write https://HOST:PORT")
+        elif urlsplit(address).username or urlsplit(address).password:
+            found.append("an address may not hold a user or a password; name secrets by reference")
+    for database in configuration.databases:
+        try:
+            databases.get(database.kind)
+        except databases.UnknownKind as error:
+            found.append(f"database {database.name}: {error}")
+    for vault in configuration.vaults:
+        for name, login in [("observe", vault.observe), ("respond", vault.respond)]:
+            if login and login.method != "token" and not (login.role and login.mount):
+                found.append(f"vault {vault.name}: [vaults.{name}] with method {login.method} needs mount and role")
+        if vault.reconcile_seconds < 5:
+            found.append(f"vault {vault.name}: reconcile_seconds must be 5 or more")
+    return found
+
+
+@transaction.atomic
+def apply(configuration: Configuration) -> None:
+    """Writes vaults, clusters, auth mounts and databases; what is gone from the file is retired, never deleted."""
+    Policy.objects.update_or_create(
+        pk=1,
+        defaults={
+            "clock_skew_seconds": configuration.policies.clock_skew_seconds,
+            "stale_after_seconds": configuration.policies.stale_after_seconds,
+        },
+    )
+    Vault.objects.update(retired=True)
+    Cluster.objects.update(retired=True)
+    vaults = {}
+    for item in configuration.vaults:
+        vaults[item.name], _ = Vault.objects.update_or_create(
+            name=item.name,
+            defaults={
+                "address": item.address.rstrip("/"),
+                "namespace": item.namespace,
+                "ca_file": item.ca_file,
+                "lease_mounts": [mount.strip("/") for mount in item.lease_mounts],
+                "reconcile_seconds": item.reconcile_seconds,
+                "observe": msgspec.to_builtins(item.observe),
+                "respond": msgspec.to_builtins(item.respond),
+                "retired": False,
+            },
+        )
+    kept_mounts = []
+    for cluster_config in configuration.clusters:
+        cluster, _ = Cluster.objects.update_or_create(
+            name=cluster_config.name,
+            defaults={
+                "address": cluster_config.address.rstrip("/"),
+                "ca_file": cluster_config.ca_file,
+                "token": msgspec.to_builtins(cluster_config.token),
+                "retired": False,
+            },
+        )
+        for mount in cluster_config.auth_mounts:
+            row, _ = AuthMount.objects.update_or_create(
+                vault=vaults[mount.vault],
+                path=mount.path.strip("/"),
+                defaults={"cluster": cluster, "claims": mount.claims or KUBERNETES_CLAIMS},
+            )
+            kept_mounts.append(row.pk)
+            identify_again(row)
+    # a mount that is registered no more must not lend identity to later logins
+    AuthMount.objects.exclude(pk__in=kept_mounts).delete()
+    monitored = []
+    for database_config in configuration.databases:
+        row_, _ = Database.objects.update_or_create(
+            vault=vaults[database_config.vault],
+            mount=database_config.mount.strip("/"),
+            name=database_config.name,
+            defaults={
+                "kind": database_config.kind,
+                "monitor": msgspec.to_builtins(database_config.monitor) if database_config.monitor else None,
+            },
+        )
+        if row_.monitor:
+            monitored.append(row_.pk)
+    Database.objects.exclude(pk__in=monitored).update(monitor=None)
+    health.forget(SourceKind.VAULT, list(vaults))
+    health.forget(SourceKind.CLUSTER, [c.name for c in configuration.clusters])
+    health.forget(SourceKind.DATABASE, [f"{d.vault}/{d.mount.strip('/')}/{d.name}" for d in configuration.databases])

@@ -1,0 +1,41 @@
+"""`manage.py sync_leases --vault V [--json]`: reconciles the ledger with the lease API now."""
+
+import json
+from argparse import ArgumentParser
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandError
+from django.utils import timezone
+
+from leases import clients, lookups
+from leases.models import Vault
+from leases.vault import VaultError
+
+
+class Command(BaseCommand):
+    help = "Compares the ledger with LIST and looks up what is due."
+
+    def add_arguments(self, parser: ArgumentParser) -> None:
+        parser.add_argument("--vault", required=True)
+        parser.add_argument("--json", action="store_true")
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        vault = Vault.objects.filter(name=options["vault"], retired=False).first()
+        if vault is None:
+            names = ", ".join(Vault.objects.filter(retired=False).order_by("name").values_list("name", flat=True))
+            raise CommandError(f"No vault is named {options['vault']!r}; there are: {names or 'none. Run configure.'}")
+        try:
+            counts = lookups.reconcile(vault, now=timezone.now())
+            counts["looked_up"] = 0
+            while done := lookups.look_up_due(vault, now=timezone.now()):
+                counts["looked_up"] += done
+        except (VaultError, clients.NotConfigured) as error:
+            raise CommandError(str(error)) from error
+        if options["json"]:
+            self.stdout.write(json.dumps(counts))
+        else:
+            self.stdout.write(
+                "{listed} leases listed, {new} of them new, {missing} no longer there, {looked_up} looked up".format(
+                    **counts
+                )
+            )

@@ -1,0 +1,27 @@
+"""Tables of what is watched (vaults, clusters, databases), who could hold a lease (pods, logins), the ledger and the actions."""
+
+from leases.models.actions import Action, ActionStep, Revocation
+from leases.models.ledger import Certainty, EndReason, Lease, LeaseState, Login
+from leases.models.pods import Pod, PodAddress, WatchPeriod
+from leases.models.sources import AuthMount, Cluster, Database, DatabaseRole, Policy, SourceState, Vault
+
+__all__ = [
+    "Action",
+    "ActionStep",
+    "AuthMount",
+    "Certainty",
+    "Cluster",
+    "Database",
+    "DatabaseRole",
+    "EndReason",
+    "Lease",
+    "LeaseState",
+    "Login",
+    "Pod",
+    "PodAddress",
+    "Policy",
+    "Revocation",
+    "SourceState",
+    "Vault",
+    "WatchPeriod",
+]

@@ -1,0 +1,173 @@
+"""The ledger: logins and leases. Derived from events, the lease API and Kubernetes; `rebuild` can make it again."""
+
+from django.db import models
+from django.db.models import F, Q
+from django.db.models.functions import Coalesce
+
+from leases.models.sources import AuthMount, Database, Vault
+
+
+class Certainty(models.TextChoices):
+    """How the pod is known. Never guessed upwards."""
+
+    EXACT = "exact"
+    INFERRED = "inferred"
+    AMBIGUOUS = "ambiguous"
+    SERVICE_ACCOUNT = "service account"
+    UNKNOWN = "unknown"
+
+
+class LeaseState(models.TextChoices):
+    LIVE = "live"
+    REVOKING = "revoking"
+    IRREVOCABLE = "irrevocable"
+    ENDED = "ended"
+
+
+class EndReason(models.TextChoices):
+    REVOKED_HERE = "revoked here"
+    REVOKED_IN_VAULT = "revoked in Vault"
+    BY_PREFIX = "by prefix"
+    FORCED = "forced (database user may live)"
+    TOKEN_REVOKED = "token revoked"
+    EXPIRED = "expired (inferred)"
+    UNKNOWN = "gone, cause unknown"
+
+
+class Login(models.Model):
+    """The life of one token, keyed by the request whose response created it."""
+
+    vault = models.ForeignKey(Vault, models.CASCADE, related_name="logins")
+    request_id = models.TextField()
+    logged_in_at = models.DateTimeField()
+    mount_path = models.TextField()
+    # empty where the mount is not registered with a cluster: then nothing below is identity
+    auth_mount = models.ForeignKey(AuthMount, models.SET_NULL, null=True)
+    address = models.TextField(blank=True)
+    display_name = models.TextField(blank=True)
+    entity_id = models.TextField(blank=True)
+    policies = models.JSONField(default=list)
+    token_type = models.TextField(blank=True)
+    # as the login's response gave it; only a registered mount's claim keys make identity of it
+    metadata = models.JSONField(default=dict)
+    service_account_namespace = models.TextField(blank=True)
+    service_account = models.TextField(blank=True)
+    # made by this product's own accounts
+    own = models.BooleanField(default=False)
+    claimed_pod = models.TextField(blank=True)
+    claimed_pod_uid = models.TextField(blank=True)
+    claimed_node = models.TextField(blank=True)
+    ended_at = models.DateTimeField(null=True)
+    end_reason = models.TextField(blank=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["vault", "request_id"], name="login_is_one_request")]
+
+    def __str__(self) -> str:
+        return f"{self.display_name or self.mount_path} {self.request_id}"
+
+
+class Lease(models.Model):
+    """One lease id in one vault: its holder, its times, its end."""
+
+    vault = models.ForeignKey(Vault, models.CASCADE, related_name="leases")
+    lease_id = models.TextField()
+    vault_namespace = models.TextField(blank=True)
+    mount = models.TextField()
+    role = models.TextField(blank=True)
+    database = models.ForeignKey(Database, models.SET_NULL, null=True, related_name="leases")
+    # by the audit hash of its name, or plain where the mount is tuned
+    database_user = models.TextField(blank=True)
+
+    state = models.TextField(choices=LeaseState, default=LeaseState.LIVE)
+    issued_at = models.DateTimeField(null=True)
+    expires_at = models.DateTimeField(null=True)
+    last_renewal_at = models.DateTimeField(null=True)
+    renewals = models.PositiveIntegerField(default=0)
+    renewable = models.BooleanField(default=False)
+    revoke_error = models.TextField(blank=True)
+    ended_at = models.DateTimeField(null=True)
+    end_reason = models.TextField(choices=EndReason, blank=True)
+    # what the reason rests on, in words: a request id, an answer of the lease API
+    end_evidence = models.TextField(blank=True)
+
+    # an event that should have ended it; it counts once a lookup agrees
+    end_seen_at = models.DateTimeField(null=True)
+    end_seen_reason = models.TextField(choices=EndReason, blank=True)
+    end_seen_evidence = models.TextField(blank=True)
+
+    # the read that issued it; empty where no event for it was seen
+    request_id = models.TextField(blank=True)
+    accessed_at = models.DateTimeField(null=True)
+    source_ip = models.TextField(blank=True)
+    login = models.ForeignKey(Login, models.SET_NULL, null=True, related_name="leases")
+
+    certainty = models.TextField(choices=Certainty, default=Certainty.UNKNOWN)
+    certainty_reason = models.TextField(blank=True)
+    cluster = models.TextField(blank=True)
+    service_account_namespace = models.TextField(blank=True)
+    service_account = models.TextField(blank=True)
+    pod_namespace = models.TextField(blank=True)
+    pod = models.TextField(blank=True)
+    pod_uid = models.TextField(blank=True)
+    # until this moment new pod data can still change who holds it
+    attribution_open = models.BooleanField(default=True)
+
+    looked_up_at = models.DateTimeField(null=True)
+    lookup_due_at = models.DateTimeField(null=True)
+    first_seen_at = models.DateTimeField()
+    updated_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["vault", "lease_id"], name="lease_id_is_unique_in_its_vault"),
+            models.CheckConstraint(
+                condition=Q(state=LeaseState.ENDED, ended_at__isnull=False) & ~Q(end_reason="")
+                | ~Q(state=LeaseState.ENDED) & Q(ended_at=None, end_reason=""),
+                name="an_ended_lease_has_an_end_and_a_reason",
+            ),
+            models.CheckConstraint(
+                condition=(Q(certainty__in=[Certainty.EXACT, Certainty.INFERRED]) & ~Q(pod_uid=""))
+                | (~Q(certainty__in=[Certainty.EXACT, Certainty.INFERRED]) & Q(pod="", pod_uid="")),
+                name="a_pod_is_named_only_with_certainty",
+            ),
+        ]
+        indexes = [
+            # queries.live_leases(): ending soonest first
+            models.Index(fields=["expires_at", "id"], name="lease_live", condition=~Q(state="ended")),
+            # queries.ledger_version()
+            models.Index(fields=["updated_at"], name="lease_updated"),
+            # queries.leases_page() and newest()
+            models.Index(Coalesce("accessed_at", "first_seen_at").desc(), F("id").desc(), name="lease_newest"),
+            # queries.recent_ends()
+            models.Index(fields=["-ended_at", "-id"], name="lease_ended_newest", condition=Q(state="ended")),
+            # exports.accesses()
+            models.Index(fields=["accessed_at", "id"], name="lease_accessed", condition=~Q(request_id="")),
+            # lookups.due()
+            models.Index(
+                fields=["vault", "lookup_due_at"],
+                name="lease_due",
+                condition=~Q(state="ended") & ~Q(lookup_due_at=None),
+            ),
+            # attribute.open_leases()
+            models.Index(fields=["id"], name="lease_unattributed", condition=Q(attribution_open=True)),
+            # ledger: join with the read's event
+            models.Index(fields=["vault", "request_id"], name="lease_by_request"),
+        ]
+
+    def __str__(self) -> str:
+        return self.lease_id
+
+    @property
+    def short_id(self) -> str:
+        """The last part of the lease id, which tells leases of one role apart."""
+        return self.lease_id.rsplit("/", 1)[-1]
+
+    @property
+    def holder(self) -> str:
+        """The best name of who holds it, no better than its certainty allows."""
+        if self.pod:
+            return f"{self.pod_namespace}/{self.pod}"
+        if self.service_account:
+            return f"{self.service_account_namespace}/{self.service_account}"
+        return ""

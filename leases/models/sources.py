@@ -1,0 +1,138 @@
+"""What is watched: vaults, Kubernetes clusters and databases as `manage.py configure` wrote them, and how each is doing."""
+
+from django.db import models
+
+
+class Policy(models.Model):
+    """The [policies] of leasehold.toml: one row."""
+
+    # how far the clocks of vault, cluster and this product may be apart
+    clock_skew_seconds = models.FloatField(default=2.0)
+    # how old an answer may be before a page says that it is stale
+    stale_after_seconds = models.FloatField(default=15.0)
+
+    class Meta:
+        constraints = [models.CheckConstraint(condition=models.Q(pk=1), name="there_is_one_policy")]
+
+    def __str__(self) -> str:
+        return "policies"
+
+    @classmethod
+    def current(cls) -> "Policy":
+        return cls.objects.filter(pk=1).first() or cls(pk=1)
+
+
+class Vault(models.Model):
+    """One Vault or OpenBao cluster. `observe` and `respond` say how to log in; secrets stand there by reference only."""
+
+    name = models.TextField(unique=True)
+    address = models.TextField(blank=True)
+    namespace = models.TextField(blank=True)
+    ca_file = models.TextField(blank=True)
+    lease_mounts = models.JSONField(default=list)
+    reconcile_seconds = models.PositiveIntegerField(default=600)
+    observe = models.JSONField(null=True)
+    respond = models.JSONField(null=True)
+    # taken out of the configuration: kept for its history, no longer polled
+    retired = models.BooleanField(default=False)
+    reconciled_at = models.DateTimeField(null=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class Cluster(models.Model):
+    """One Kubernetes cluster; `resource_version` is where the pod watch goes on."""
+
+    name = models.TextField(unique=True)
+    address = models.TextField(blank=True)
+    ca_file = models.TextField(blank=True)
+    token = models.JSONField(null=True)
+    retired = models.BooleanField(default=False)
+    resource_version = models.TextField(blank=True)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class AuthMount(models.Model):
+    """An auth mount whose logins come from one cluster; `claims` names the metadata keys that carry identity."""
+
+    vault = models.ForeignKey(Vault, models.CASCADE, related_name="auth_mounts")
+    cluster = models.ForeignKey(Cluster, models.CASCADE, related_name="auth_mounts")
+    path = models.TextField()
+    claims = models.JSONField(default=dict)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["vault", "path"], name="auth_mount_belongs_to_one_cluster")]
+
+    def __str__(self) -> str:
+        return f"{self.vault_id}:{self.path}"
+
+
+class Database(models.Model):
+    """One configured connection of a database mount. Without `monitor` its users cannot be checked."""
+
+    vault = models.ForeignKey(Vault, models.CASCADE, related_name="databases")
+    mount = models.TextField()
+    name = models.TextField()
+    kind = models.TextField(blank=True)
+    monitor = models.JSONField(null=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["vault", "mount", "name"], name="database_is_one_connection")]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def path(self) -> str:
+        """Its name among all vaults: the one that its SourceState bears."""
+        return f"{self.vault.name}/{self.mount}/{self.name}"
+
+
+class DatabaseRole(models.Model):
+    """A role of a database mount and the connection that it opens, as the mount's configuration says."""
+
+    vault = models.ForeignKey(Vault, models.CASCADE)
+    mount = models.TextField()
+    name = models.TextField()
+    database = models.ForeignKey(Database, models.CASCADE, related_name="roles")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["vault", "mount", "name"], name="role_opens_one_database")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
+class SourceKind(models.TextChoices):
+    VAULT = "vault"
+    CLUSTER = "cluster"
+    DATABASE = "database"
+    STREAM = "stream"
+
+
+class SourceState(models.Model):
+    """How one source answered last: the cause and the fix where it did not, and when it is asked again."""
+
+    kind = models.TextField(choices=SourceKind)
+    name = models.TextField()
+    ok = models.BooleanField()
+    cause = models.TextField(blank=True)
+    fix = models.TextField(blank=True)
+    checked_at = models.DateTimeField()
+    since = models.DateTimeField()
+    failures = models.PositiveIntegerField(default=0)
+    retry_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["kind", "name"], name="one_state_per_source"),
+            models.CheckConstraint(
+                condition=models.Q(ok=True) | ~models.Q(cause=""), name="a_failing_source_names_its_cause"
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}"

@@ -1,0 +1,410 @@
+"""Reads of the ledger: one function per question that a page, a probe or a metric asks. Nothing here writes.
+
+Lists have an explicit order with a unique tail; long ones are read in keyset pages.
+"""
+
+import hashlib
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TypedDict
+
+from django.db.models import Count, Max, Min, Q, QuerySet
+from django.db.models.functions import Coalesce
+
+from leases import health
+from leases.models import (
+    Action,
+    ActionStep,
+    AuthMount,
+    Certainty,
+    Cluster,
+    Database,
+    Lease,
+    LeaseState,
+    Revocation,
+    SourceState,
+    Vault,
+)
+from leases.models.actions import OPEN_REVOCATION_STATES
+from leases.models.sources import SourceKind
+
+PAGE = 50
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+
+
+# --- sources -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """How one watched thing is doing. `status`: ok, failing, stale or waiting (nobody has asked it yet)."""
+
+    kind: str
+    name: str
+    status: str
+    cause: str = ""
+    fix: str = ""
+    checked_at: datetime | None = None
+    since: datetime | None = None
+    retry_at: datetime | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"
+
+
+WORKERS = {
+    SourceKind.VAULT: "leases",
+    SourceKind.CLUSTER: "watch",
+    SourceKind.DATABASE: "leases",
+    SourceKind.STREAM: "ingest",
+}
+
+
+def source(kind: SourceKind, name: str, state: SourceState | None, *, now: datetime, stale_after: timedelta) -> Source:
+    """The rule: a failure counts first, then age, and what was never asked is neither good nor bad."""
+    if state is None:
+        return Source(
+            kind,
+            name,
+            "waiting",
+            cause="No worker has asked it yet",
+            fix=f"Start beat and a worker of the queue {WORKERS[kind]}: celery -A dashboard worker -Q {WORKERS[kind]}.",
+        )
+    if not state.ok:
+        return Source(kind, name, "failing", state.cause, state.fix, state.checked_at, state.since, state.retry_at)
+    if now - state.checked_at > stale_after:
+        return Source(
+            kind,
+            name,
+            "stale",
+            f"Its last answer is older than {stale_after.total_seconds():g} s",
+            f"Nobody asks it any more: see that beat and a worker of the queue {WORKERS[kind]} run.",
+            state.checked_at,
+            state.since,
+        )
+    return Source(kind, name, "ok", checked_at=state.checked_at, since=state.since)
+
+
+def source_states() -> dict[tuple[str, str], SourceState]:
+    """Every known state by kind and name."""
+    return {(state.kind, state.name): state for state in SourceState.objects.order_by("kind", "name", "id")}
+
+
+def vaults() -> list[Vault]:
+    """Vaults that are watched."""
+    return list(Vault.objects.filter(retired=False).order_by("name", "id"))
+
+
+def clusters() -> list[Cluster]:
+    """Clusters that are watched."""
+    return list(Cluster.objects.filter(retired=False).order_by("name", "id"))
+
+
+def auth_mounts() -> list[AuthMount]:
+    """Which auth mount's logins come from which cluster."""
+    return list(AuthMount.objects.select_related("vault", "cluster").order_by("vault__name", "path", "id"))
+
+
+def databases() -> list[Database]:
+    """Connections of the watched vaults' database mounts."""
+    return list(
+        Database.objects.filter(vault__retired=False)
+        .select_related("vault")
+        .order_by("vault__name", "mount", "name", "id")
+    )
+
+
+def database_key(database: Database) -> str:
+    """vault/mount/connection, the name of its source."""
+    return f"{database.vault.name}/{database.mount}/{database.name}"
+
+
+def sources(*, now: datetime) -> list[Source]:
+    """How vaults, clusters and monitored databases are doing; streams are `audit.queries`' business."""
+    states, stale_after = source_states(), health.stale_after()
+    names = (
+        [(SourceKind.VAULT, vault.name) for vault in vaults()]
+        + [(SourceKind.CLUSTER, cluster.name) for cluster in clusters()]
+        + [(SourceKind.DATABASE, database_key(row)) for row in databases() if row.monitor]
+    )
+    return [source(kind, name, states.get((kind, name)), now=now, stale_after=stale_after) for kind, name in names]
+
+
+# --- what is live ------------------------------------------------------------------------------------------------
+
+
+class LiveCount(TypedDict):
+    vault: str
+    database: str
+    certainty: str
+    state: str
+    count: int
+
+
+def _live() -> QuerySet[Lease]:
+    return Lease.objects.exclude(state=LeaseState.ENDED)
+
+
+def live_counts() -> list[LiveCount]:
+    """Leases that have not ended, by vault, database, certainty and state. `database` is empty where it is unknown."""
+    rows = (
+        _live()
+        .order_by("vault__name", "database__name", "certainty", "state")
+        .values_list("vault__name", "database__name", "certainty", "state")
+        .annotate(count=Count("id"))
+    )
+    return [
+        {"vault": vault, "database": database or "", "certainty": certainty, "state": state, "count": count}
+        for vault, database, certainty, state, count in rows
+    ]
+
+
+def ending_next(*, limit: int) -> list[Lease]:
+    """Leases that will end, soonest first; those without a known end come last. Irrevocable ones never end by themselves."""
+    return list(
+        _live()
+        .exclude(state=LeaseState.IRREVOCABLE)
+        .select_related("vault", "database")
+        .order_by("expires_at", "id")[:limit]
+    )
+
+
+def newest(*, limit: int) -> list[Lease]:
+    """Leases that have not ended, issued last first."""
+    rows = _live().select_related("vault", "database").annotate(began_at=Coalesce("accessed_at", "first_seen_at"))
+    return list(rows.order_by("-began_at", "-id")[:limit])
+
+
+def recent_ends(*, limit: int) -> list[Lease]:
+    """Leases that ended, last first."""
+    rows = Lease.objects.filter(state=LeaseState.ENDED).select_related("vault", "database")
+    return list(rows.order_by("-ended_at", "-id")[:limit])
+
+
+def running_revocations(*, limit: int) -> list[Revocation]:
+    """Revocations whose outcome is still open, oldest first."""
+    rows = Revocation.objects.filter(state__in=OPEN_REVOCATION_STATES).select_related("action", "lease")
+    return list(rows.order_by("requested_at", "id")[:limit])
+
+
+def ledger_version(*, now: datetime) -> str:
+    """A short hash that changes when anything on a live page would. Reads ends of indexes and small tables only.
+
+    Ages of sources count in steps of five seconds, so that "checked 4 s ago" does not run away in the browser.
+    """
+    stale_after = health.stale_after()
+    parts: list[object] = [
+        Lease.objects.order_by("-updated_at").values_list("updated_at", flat=True).first(),
+        _live().count(),
+        Revocation.objects.filter(state__in=OPEN_REVOCATION_STATES).aggregate(n=Count("id"), at=Max("updated_at")),
+    ]
+    for state in SourceState.objects.order_by("kind", "name", "id"):
+        step = int(state.checked_at.timestamp() // 5)
+        parts.append((state.kind, state.name, state.ok, state.cause, step, now - state.checked_at > stale_after))
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+
+# --- lists -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseFilter:
+    """What a list of leases is narrowed to; empty means everything. `state` is a lease state, `open` or empty."""
+
+    state: str = "open"
+    database: str = ""
+    certainty: str = ""
+    service_account: str = ""
+    namespace: str = ""
+    pod: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The last row of the page before: its time and its key."""
+
+    at: datetime
+    pk: str
+
+    def __str__(self) -> str:
+        return f"{(self.at - EPOCH) // MICROSECOND}-{self.pk}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Cursor | None":
+        """None if the text is no cursor."""
+        moment, _, pk = text.partition("-")
+        if not (moment.isascii() and moment.isdigit() and len(moment) < 18 and pk):
+            return None
+        return cls(EPOCH + int(moment) * MICROSECOND, pk)
+
+
+@dataclass(frozen=True, slots=True)
+class LeasePage:
+    rows: Sequence[Lease]
+    older: Cursor | None
+
+
+def leases_page(where: LeaseFilter, *, before: Cursor | None = None, size: int = PAGE) -> LeasePage:
+    """One page of leases, newest first (the credential read, else first sight). Raises ValueError for a foreign cursor."""
+    rows = Lease.objects.annotate(began_at=Coalesce("accessed_at", "first_seen_at")).filter(_matches(where))
+    if before:
+        rows = rows.filter(Q(began_at__lt=before.at) | Q(began_at=before.at, pk__lt=int(before.pk)))
+    found = list(rows.select_related("vault", "database").order_by("-began_at", "-id")[: size + 1])
+    page = found[:size]
+    return LeasePage(page, Cursor(page[-1].began_at, str(page[-1].pk)) if len(found) > size else None)
+
+
+def _matches(where: LeaseFilter) -> Q:
+    match = Q()
+    if where.state == "open":
+        match &= ~Q(state=LeaseState.ENDED)
+    elif where.state:
+        match &= Q(state=where.state)
+    if where.database == "unknown":
+        match &= Q(database=None)
+    elif where.database:
+        vault, _, rest = where.database.partition("/")
+        mount, _, name = rest.rpartition("/")
+        match &= Q(database__vault__name=vault, database__mount=mount, database__name=name)
+    if where.certainty:
+        match &= Q(certainty=where.certainty)
+    if where.service_account:
+        match &= Q(service_account=where.service_account)
+    if where.namespace:
+        match &= Q(service_account_namespace=where.namespace) | Q(pod_namespace=where.namespace)
+    if where.pod:
+        match &= Q(pod__icontains=where.pod)
+    return match
+
+
+def lease(pk: int) -> Lease | None:
+    return Lease.objects.select_related("vault", "database", "login__auth_mount__cluster").filter(pk=pk).first()
+
+
+def revocations_of(lease: Lease) -> list[Revocation]:
+    """Everything that people here did to end this lease, last first."""
+    return list(lease.revocations.select_related("action").order_by("-requested_at", "-id"))
+
+
+# --- actions -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class ActionPage:
+    rows: list[Action]
+    older: Cursor | None
+
+
+def actions_page(*, before: Cursor | None = None, size: int = PAGE) -> ActionPage:
+    """One page of actions with their revocations, last first. Raises ValueError for a foreign cursor."""
+    rows = Action.objects.prefetch_related("revocations__lease__database")
+    if before:
+        rows = rows.filter(Q(at__lt=before.at) | Q(at=before.at, pk__lt=uuid.UUID(before.pk)))
+    found = list(rows.order_by("-at", "-id")[: size + 1])
+    page = found[:size]
+    return ActionPage(page, Cursor(page[-1].at, page[-1].pk.hex) if len(found) > size else None)
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """An action with its revocations and each one's steps, first to last."""
+
+    action: Action
+    revocations: list[tuple[Revocation, list[ActionStep]]]
+
+
+def receipt(pk: uuid.UUID) -> Receipt | None:
+    action = Action.objects.filter(pk=pk).first()
+    if action is None:
+        return None
+    steps: dict[str, list[ActionStep]] = {}
+    for step in action.steps.order_by("at", "id"):
+        steps.setdefault(step.lease_id, []).append(step)
+    rows = action.revocations.select_related("lease__vault", "lease__database").order_by("id")
+    return Receipt(action, [(row, steps.get(row.lease.lease_id, [])) for row in rows])
+
+
+class RevocationCount(TypedDict):
+    state: str
+    count: int
+
+
+def revocations_by_state() -> list[RevocationCount]:
+    rows = Revocation.objects.order_by("state").values_list("state").annotate(count=Count("id"))
+    return [{"state": state, "count": count} for state, count in rows]
+
+
+# --- which pod used which database -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Use:
+    """One holder's use of one database. `pods` counts the pod uids behind one pod name."""
+
+    vault: str
+    mount: str
+    database: str
+    cluster: str
+    account_namespace: str
+    service_account: str
+    namespace: str
+    pod: str
+    certainty: str
+    pods: int
+    reads: int
+    live: int
+    first_at: datetime | None
+    last_at: datetime | None
+
+
+MOST_USES = 500
+
+
+def use_of_databases(*, since: datetime) -> list[Use]:
+    """Who read credentials for which database since then, or still holds some from before; at most MOST_USES rows."""
+    in_period = Q(accessed_at__gte=since)
+    rows = (
+        Lease.objects.filter(in_period | ~Q(state=LeaseState.ENDED))
+        .values_list(  # in the order of Use's fields
+            "vault__name",
+            "mount",
+            "database__name",
+            "cluster",
+            "service_account_namespace",
+            "service_account",
+            "pod_namespace",
+            "pod",
+            "certainty",
+        )
+        .annotate(
+            pods=Count("pod_uid", distinct=True),
+            reads=Count("id", filter=in_period),
+            live=Count("id", filter=~Q(state=LeaseState.ENDED)),
+            first_at=Min("accessed_at"),
+            last_at=Max("accessed_at"),
+        )
+        .order_by(
+            "vault__name",
+            "mount",
+            "database__name",
+            "-live",
+            "-reads",
+            "cluster",
+            "pod_namespace",
+            "pod",
+            "service_account_namespace",
+            "service_account",
+            "certainty",
+        )
+    )
+    return [Use(vault, mount, database or "", *rest) for vault, mount, database, *rest in rows[:MOST_USES]]
+
+
+def certainties(rows: Iterable[LiveCount]) -> list[str]:
+    """Certainties in their order, from the best down, as far as they occur."""
+    present = {row["certainty"] for row in rows}
+    return [certainty for certainty in Certainty.values if certainty in present]

@@ -1,0 +1,103 @@
+"""Celery tasks: ids in, one verb, safe to run twice. A source that fails waits by its backoff; nothing here crashes on it."""
+
+import logging
+import time
+
+from celery import shared_task
+from django.utils import timezone
+
+from leases import checks, health, lookups, revoke, watch
+from leases.models import Cluster, Database, Vault
+from leases.models.sources import SourceKind
+from leases.turns import turn
+
+log = logging.getLogger(__name__)
+
+# how long one turn at a watch or a follow may last; well below the 30 s that a task may take
+TURN_SECONDS = 15.0
+
+
+@shared_task
+def watch_clusters() -> None:
+    """Starts a watch for each cluster; one that is watched already is left alone by its turn."""
+    for cluster in Cluster.objects.filter(retired=False).order_by("id"):
+        if health.may_ask(SourceKind.CLUSTER, cluster.name, now=timezone.now()):
+            watch_cluster.apply_async((cluster.pk,), expires=3)
+
+
+@shared_task
+def watch_cluster(cluster_id: int) -> None:
+    with turn("watch", cluster_id) as mine:
+        if not mine:
+            return
+        cluster = Cluster.objects.get(pk=cluster_id)
+        with health.asking(SourceKind.CLUSTER, cluster.name):
+            watch.follow(cluster, seconds=TURN_SECONDS, on_change=lambda: pods_changed(cluster))
+    if health.may_ask(SourceKind.CLUSTER, cluster.name, now=timezone.now()):
+        watch_cluster.apply_async((cluster_id,), expires=3)
+
+
+def pods_changed(cluster: Cluster) -> None:
+    """After each proven stretch of a watch: the cluster answers."""
+    health.report_ok(SourceKind.CLUSTER, cluster.name, now=timezone.now())
+
+
+@shared_task
+def look_up_due_leases() -> None:
+    """Looks up what is due now and, for a second, what becomes due: a new lease has its times at once."""
+    deadline = time.monotonic() + 0.9
+    while True:
+        for vault in Vault.objects.filter(retired=False).order_by("id"):
+            look_up_vault(vault)
+        if time.monotonic() >= deadline:
+            return
+        time.sleep(0.2)
+
+
+def look_up_vault(vault: Vault) -> None:
+    now = timezone.now()
+    if not lookups.due(vault, now=now) or not health.may_ask(SourceKind.VAULT, vault.name, now=now):
+        return
+    with turn("look up", vault.pk) as mine:
+        if mine:
+            with health.asking(SourceKind.VAULT, vault.name, vouches=False):
+                lookups.look_up_due(vault, now=now)
+
+
+@shared_task
+def check_vaults() -> None:
+    """Is each vault there, unsealed, and are the databases' monitoring accounts working?"""
+    for vault in Vault.objects.filter(retired=False).order_by("id"):
+        if health.may_ask(SourceKind.VAULT, vault.name, now=timezone.now()):
+            with health.asking(SourceKind.VAULT, vault.name):
+                checks.check_vault(vault)
+    for database in Database.objects.exclude(monitor=None).select_related("vault").order_by("id"):
+        if health.may_ask(SourceKind.DATABASE, database.path, now=timezone.now()):
+            with health.asking(SourceKind.DATABASE, database.path):
+                checks.check_database(database)
+
+
+@shared_task
+def reconcile_leases() -> None:
+    """LIST per role for each vault whose time has come (reconcile_seconds)."""
+    for vault in Vault.objects.filter(retired=False).order_by("id"):
+        now = timezone.now()
+        waited = (now - vault.reconciled_at).total_seconds() if vault.reconciled_at else float("inf")
+        if waited < vault.reconcile_seconds or not health.may_ask(SourceKind.VAULT, vault.name, now=now):
+            continue
+        with turn("reconcile", vault.pk) as mine:
+            if mine:
+                with health.asking(SourceKind.VAULT, vault.name, vouches=False):
+                    log.info("reconciled %s: %s", vault.name, lookups.reconcile(vault, now=now))
+
+
+@shared_task
+def carry_out_revocation(revocation_id: int) -> None:
+    revoke.carry_out(revocation_id)
+
+
+@shared_task
+def resume_stuck_revocations() -> None:
+    """What a lost worker or broker left half done goes on."""
+    for revocation_id in revoke.stuck(now=timezone.now()):
+        revoke.carry_out(revocation_id)

@@ -1,0 +1,138 @@
+"""Pod history from a cluster's list and watch, and the stretches of time in which nothing can have been missed."""
+
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+
+from django.db import transaction
+from django.utils import timezone
+
+from leases import clients
+from leases.kube import KubeClient, KubeGone, PodSeen
+from leases.models import Cluster, Pod, PodAddress, WatchPeriod
+
+# A watch that the server ends by itself after this long proves that all before was delivered. Short, so that a new
+# lease is tied to its pod soon; the next watch goes on at the same resourceVersion, so nothing falls between two.
+# Less than 3 and a server sends no bookmark at the end, so that the version of a quiet cluster would grow too old.
+WINDOW_SECONDS = 3
+
+
+def follow(cluster: Cluster, *, seconds: float, on_change: Callable[[], None]) -> None:
+    """Watches for about `seconds`; calls `on_change` after each change and each proven stretch. Raises KubeError."""
+    client = clients.kube(cluster)
+    deadline = time.monotonic() + seconds
+    while True:
+        if not cluster.resource_version:
+            list_all(cluster, client)
+            on_change()
+        began_at = timezone.now()
+        try:
+            for change in client.watch_pods(cluster.resource_version, seconds=WINDOW_SECONDS):
+                if change.pod is not None:
+                    apply(cluster, change.pod, gone=change.kind == "deleted", now=timezone.now())
+                    on_change()
+                cluster.resource_version = change.resource_version
+        except KubeGone:
+            # too old to go on: what happened in between is lost, so a new period begins with a new list
+            remember(cluster, "")
+            continue
+        extend(cluster, from_at=began_at, to_at=timezone.now())
+        on_change()
+        if time.monotonic() >= deadline:
+            return
+
+
+def list_all(cluster: Cluster, client: KubeClient) -> None:
+    """Takes every pod as it is now; pods that are no longer there ended at some time since they were last known."""
+    began_at = timezone.now()
+    listing = client.list_pods()
+    seen = []
+    for pod in listing:
+        apply(cluster, pod, gone=False, now=began_at)
+        seen.append(pod.uid)
+    with transaction.atomic():
+        for row in Pod.objects.filter(cluster=cluster, ended_at=None).exclude(uid__in=seen):
+            end(row, at=began_at)
+        WatchPeriod.objects.create(cluster=cluster, from_at=began_at, to_at=began_at)
+        remember(cluster, listing.resource_version)
+
+
+def remember(cluster: Cluster, resource_version: str) -> None:
+    cluster.resource_version = resource_version
+    Cluster.objects.filter(pk=cluster.pk).update(resource_version=resource_version)
+
+
+@transaction.atomic
+def extend(cluster: Cluster, *, from_at: datetime, to_at: datetime) -> None:
+    """Stretches the running period to `to_at`, the moment at which the server ended the watch in good order."""
+    remember(cluster, cluster.resource_version)
+    running = WatchPeriod.objects.filter(cluster=cluster).order_by("-to_at", "-id").first()
+    if running is None:
+        WatchPeriod.objects.create(cluster=cluster, from_at=from_at, to_at=to_at)
+    else:
+        WatchPeriod.objects.filter(pk=running.pk).update(to_at=max(to_at, running.to_at))
+
+
+@transaction.atomic
+def apply(cluster: Cluster, pod: PodSeen, *, gone: bool, now: datetime) -> None:
+    """Brings one pod's row and its addresses up to what was seen. Safe to run twice with the same."""
+    started_at = pod.started_at or pod.created_at
+    row, _ = Pod.objects.update_or_create(
+        cluster=cluster,
+        uid=pod.uid,
+        defaults={
+            "namespace": pod.namespace,
+            "name": pod.name,
+            "service_account": pod.service_account,
+            "node": pod.node,
+            "host_network": pod.host_network,
+            "phase": pod.phase,
+            "owner_kind": pod.owner_kind,
+            "owner_name": pod.owner_name,
+            "annotations": pod.annotations,
+        },
+        create_defaults={
+            "namespace": pod.namespace,
+            "name": pod.name,
+            "service_account": pod.service_account,
+            "node": pod.node,
+            "host_network": pod.host_network,
+            "phase": pod.phase,
+            "owner_kind": pod.owner_kind,
+            "owner_name": pod.owner_name,
+            "annotations": pod.annotations,
+            "started_at": started_at,
+        },
+    )
+    held = {address.address: address for address in row.addresses.filter(to_at=None)}
+    if not gone and pod.phase not in {"Succeeded", "Failed"}:
+        first = not row.addresses.exists()
+        for address in set(pod.addresses) - set(held):
+            # Kubernetes does not say since when; the first address came with the pod's start, a later one just now
+            PodAddress.objects.create(pod=row, address=address, from_at=started_at if first else now)
+        for address in set(held) - set(pod.addresses):
+            _close(held[address], at=now)
+    if gone or pod.phase in {"Succeeded", "Failed"}:
+        end(row, at=now)
+
+
+def end(row: Pod, *, at: datetime) -> None:
+    """The pod is gone: its addresses are free from now on."""
+    for address in row.addresses.filter(to_at=None):
+        _close(address, at=at)
+    Pod.objects.filter(pk=row.pk, ended_at=None).update(ended_at=at)
+
+
+def _close(address: PodAddress, *, at: datetime) -> None:
+    address.to_at = max(at, address.from_at)
+    address.save(update_fields=["to_at"])
+
+
+def gapless(cluster_id: int, *, from_at: datetime, to_at: datetime) -> bool:
+    """True if one period of the watch covers both moments."""
+    return WatchPeriod.objects.filter(cluster=cluster_id, from_at__lte=from_at, to_at__gte=to_at).exists()
+
+
+def caught_up(cluster_id: int, *, at: datetime, skew: timedelta) -> bool:
+    """True if the watch has come past this moment, so that waiting longer brings nothing new."""
+    return WatchPeriod.objects.filter(cluster=cluster_id, to_at__gte=at + skew).exists()

@@ -1,0 +1,44 @@
+"""Fixtures for tests of the site: users of each group, logged in."""
+
+from collections.abc import Callable, Iterator
+
+import pytest
+from django.db import connections
+from django.test import Client
+from django.test.utils import setup_databases, teardown_databases
+from pytest_django import DjangoDbBlocker
+
+from tests import factories
+
+
+@pytest.fixture(scope="session")
+def django_db_setup(django_test_environment: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+    """The owner makes and migrates the test database; tests use it as the application's role, with just its rights."""
+    with django_db_blocker.unblock():
+        databases = setup_databases(verbosity=0, interactive=False, aliases=dict.fromkeys(("default", "owner")))
+    yield
+    with django_db_blocker.unblock():
+        connections.close_all()
+        teardown_databases(databases, verbosity=0)
+
+
+@pytest.fixture
+def log_in(db: None) -> Callable[..., Client]:
+    """log_in("viewer") gives a client whose user is in these groups; log_in() one in none."""
+
+    def logged_in(*groups: str) -> Client:
+        client = Client()
+        client.force_login(factories.user("-".join(("user", *groups)), *groups, password=None))
+        return client
+
+    return logged_in
+
+
+@pytest.fixture
+def viewer(log_in: Callable[..., Client]) -> Client:
+    return log_in("viewer")
+
+
+@pytest.fixture
+def responder(log_in: Callable[..., Client]) -> Client:
+    return log_in("responder")

@@ -1,0 +1,336 @@
+"""Rows for tests of pages and probes: plain functions with sound defaults. `scene()` is a whole evening's worth."""
+
+import secrets
+import uuid
+from datetime import datetime, timedelta
+from typing import Any
+
+from django.contrib.auth.models import Group, User
+from django.utils import timezone
+
+from audit.models import AttributionChange, Device, Event, Sighting, Stream
+from leases.models import (
+    Action,
+    ActionStep,
+    AuthMount,
+    Certainty,
+    Cluster,
+    Database,
+    EndReason,
+    Lease,
+    LeaseState,
+    Login,
+    Revocation,
+    SourceState,
+    Vault,
+)
+from leases.models.sources import SourceKind
+
+PASSWORD = "a password for tests only"
+NAMED = {Certainty.EXACT, Certainty.INFERRED}
+
+
+def user(name: str, *groups: str, password: str | None = PASSWORD) -> User:
+    """Without a password the user can only be logged in by force, which is much faster."""
+    made = User.objects.create_user(name, password=password)
+    made.groups.set([Group.objects.get_or_create(name=group)[0] for group in groups])
+    return made
+
+
+def vault(name: str = "demo", **fields: Any) -> Vault:
+    found, _ = Vault.objects.get_or_create(
+        name=name, defaults={"address": "http://127.0.0.1:8200", "lease_mounts": ["database"], **fields}
+    )
+    return found
+
+
+def cluster(name: str = "demo", **fields: Any) -> Cluster:
+    found, _ = Cluster.objects.get_or_create(name=name, defaults={"address": "http://127.0.0.1:6443", **fields})
+    return found
+
+
+def database(name: str = "orders", *, monitored: bool = True, **fields: Any) -> Database:
+    monitor = {"file": f"/etc/leasehold/{name}.dsn"} if monitored else None
+    found, _ = Database.objects.get_or_create(
+        vault=vault(), mount="database", name=name, defaults={"kind": "postgresql", "monitor": monitor, **fields}
+    )
+    return found
+
+
+def stream(device: str = "file-a", node: str = "bao-0", **fields: Any) -> Stream:
+    row, _ = Device.objects.get_or_create(vault=vault(), name=device)
+    found, _ = Stream.objects.get_or_create(
+        device=row, node=node, defaults={"path": f"/var/log/openbao/{device}.log", **fields}
+    )
+    return found
+
+
+def source(
+    kind: SourceKind, name: str, *, ok: bool = True, cause: str = "", fix: str = "", **ages: float
+) -> SourceState:
+    """`checked` and `since`: seconds ago."""
+    now = timezone.now()
+    state, _ = SourceState.objects.update_or_create(
+        kind=kind,
+        name=name,
+        defaults={
+            "ok": ok,
+            "cause": cause,
+            "fix": fix,
+            "checked_at": now - timedelta(seconds=ages.get("checked", 1)),
+            "since": now - timedelta(seconds=ages.get("since", 600)),
+            "retry_at": now,
+            "failures": 0 if ok else 3,
+        },
+    )
+    return state
+
+
+def lease(*, age: float = 60, left: float = 240, certainty: str = Certainty.EXACT, **fields: Any) -> Lease:
+    """A live lease issued `age` seconds ago that has `left` seconds to go."""
+    now: datetime = fields.pop("now", None) or timezone.now()
+    issued_at = now - timedelta(seconds=age)
+    role = fields.pop("role", "my-role")
+    service_account = fields.pop("service_account", "checkout")
+    namespace = fields.pop("namespace", "shop")
+    pod = fields.pop("pod", f"{service_account}-6f7c9d-{secrets.token_hex(3)}")
+    defaults: dict[str, Any] = {
+        "vault": vault(),
+        "lease_id": f"database/creds/{role}/{secrets.token_urlsafe(18).replace('-', 'x').replace('_', 'y')}",
+        "mount": "database",
+        "role": role,
+        "database_user": f"v-kubernet-{role[:8]}-{secrets.token_hex(10)}-{int(issued_at.timestamp())}",
+        "issued_at": issued_at,
+        "expires_at": now + timedelta(seconds=left),
+        "renewable": True,
+        "request_id": str(uuid.uuid4()),
+        "accessed_at": issued_at,
+        "source_ip": "127.30.0.7",
+        "certainty": certainty,
+        "certainty_reason": {
+            Certainty.EXACT: "the login through auth/jwt of cluster demo carried the pod's claims",
+            Certainty.INFERRED: "127.30.0.7 and shop/checkout fit one pod only, and the pod watch has no gap there",
+            Certainty.AMBIGUOUS: "3 pods had 10.0.0.4 within 2 s: shop/checkout-a, shop/checkout-b, shop/checkout-c",
+            Certainty.SERVICE_ACCOUNT: "the login names the service account; its address is on the host network",
+            Certainty.UNKNOWN: "the audit log has shown no read that issued this lease",
+        }[Certainty(certainty)],
+        "cluster": "demo",
+        "service_account_namespace": namespace,
+        "service_account": service_account,
+        "attribution_open": False,
+        "looked_up_at": now - timedelta(seconds=2),
+        "first_seen_at": issued_at + timedelta(milliseconds=900),
+        "updated_at": now,
+    }
+    if "database" not in fields:
+        defaults["database"] = database()
+    if certainty in NAMED:
+        defaults |= {"pod_namespace": namespace, "pod": pod, "pod_uid": str(uuid.uuid4())}
+    if certainty == Certainty.UNKNOWN:
+        defaults |= {"service_account": "", "service_account_namespace": "", "cluster": "", "accessed_at": None}
+        defaults |= {"request_id": "", "source_ip": "", "database_user": ""}
+    return Lease.objects.create(**defaults | fields)
+
+
+def ended(*, ago: float = 30, reason: str = EndReason.EXPIRED, **fields: Any) -> Lease:
+    at = timezone.now() - timedelta(seconds=ago)
+    evidence = {
+        EndReason.EXPIRED: "a lookup after its expiry found it gone",
+        EndReason.REVOKED_IN_VAULT: "request 5b1c8f40-6a0e-4c8b-9a7d-0f6f1b2f9d10 by token-admin",
+    }.get(EndReason(reason), "a lookup finds no such lease")
+    return lease(
+        age=ago + 300,
+        left=-ago,
+        state=LeaseState.ENDED,
+        ended_at=at,
+        end_reason=reason,
+        end_evidence=evidence,
+        **fields,
+    )
+
+
+def login(lease: Lease) -> Login:
+    """The login behind a lease, through a mount registered with the demo's cluster."""
+    mount, _ = AuthMount.objects.get_or_create(vault=lease.vault, path="kubernetes", defaults={"cluster": cluster()})
+    made = Login.objects.create(
+        vault=lease.vault,
+        request_id=str(uuid.uuid4()),
+        logged_in_at=(lease.accessed_at or lease.first_seen_at) - timedelta(seconds=2),
+        mount_path="kubernetes",
+        auth_mount=mount,
+        address=lease.source_ip,
+        display_name=f"kubernetes-{lease.service_account_namespace}-{lease.service_account}",
+        entity_id=str(uuid.uuid4()),
+        policies=["default", "orders-read"],
+        token_type="service",
+        service_account_namespace=lease.service_account_namespace,
+        service_account=lease.service_account,
+    )
+    Lease.objects.filter(pk=lease.pk).update(login=made)
+    lease.login = made
+    return made
+
+
+def event(lease: Lease, *, operation: str = "read", path: str = "", seconds: float = 0, **fields: Any) -> Event:
+    """A request that names the lease, logged by two devices."""
+    at = (lease.accessed_at or lease.first_seen_at) + timedelta(seconds=seconds)
+    made = Event.objects.create(
+        vault=lease.vault,
+        request_id=lease.request_id if not seconds else str(uuid.uuid4()),
+        at=at,
+        request_at=at,
+        response_at=at,
+        operation=operation,
+        path=path or f"{lease.mount}/creds/{lease.role}",
+        address=lease.source_ip,
+        display_name=f"kubernetes-{lease.service_account_namespace}-{lease.service_account}",
+        lease_id=lease.lease_id,
+        **fields,
+    )
+    for device in ("file-a", "file-b"):
+        row = stream(device)
+        Sighting.objects.create(event=made, stream=row, device=row.device, salt_epoch=1)
+    return made
+
+
+def attribution(lease: Lease, *, before: str, certainty: str, reason: str, seconds: float = 1) -> AttributionChange:
+    named = certainty in NAMED
+    return AttributionChange.objects.create(
+        at=(lease.accessed_at or lease.first_seen_at) + timedelta(seconds=seconds),
+        vault=lease.vault.name,
+        lease_id=lease.lease_id,
+        certainty_before=before,
+        certainty=certainty,
+        reason=reason,
+        cluster=lease.cluster,
+        pod_namespace=lease.pod_namespace if named else "",
+        pod=lease.pod if named else "",
+        pod_uid=lease.pod_uid if named else "",
+        service_account=lease.service_account,
+    )
+
+
+def action(*leases: Lease, by: str = "operator", ago: float = 5, state: str = "requested", reason: str = "") -> Action:
+    at = timezone.now() - timedelta(seconds=ago)
+    made = Action.objects.create(
+        kind="revoke",
+        by=by,
+        reason=reason or "INC-4211: credentials of checkout seen in a paste",
+        at=at,
+        targets=[{"vault": row.vault.name, "lease_id": row.lease_id} for row in leases],
+    )
+    for row in leases:
+        Revocation.objects.create(action=made, lease=row, state=state, requested_at=at, updated_at=at, claimed_until=at)
+    return made
+
+
+def step(
+    action: Action, lease: Lease, name: str, outcome: str = "ok", detail: str = "", after: float = 0.4
+) -> ActionStep:
+    return ActionStep.objects.create(
+        action=action,
+        lease_id=lease.lease_id,
+        name=name,
+        outcome=outcome,
+        detail=detail,
+        at=action.at + timedelta(seconds=after),
+    )
+
+
+def watched() -> None:
+    """A vault, a cluster, two databases and two streams, all of which answer."""
+    vault(reconciled_at=timezone.now() - timedelta(minutes=3))
+    mounts = {"kubernetes": cluster(), "jwt": cluster()}
+    for path, row in mounts.items():
+        AuthMount.objects.get_or_create(vault=vault(), path=path, defaults={"cluster": row})
+    source(SourceKind.VAULT, "demo")
+    source(SourceKind.CLUSTER, "demo")
+    for name in ("orders", "billing"):
+        database(name)
+        source(SourceKind.DATABASE, f"demo/database/{name}")
+    for name in ("file-a", "file-b"):
+        now = timezone.now()
+        stream(name, lines=48_211, offset=81_337_904, last_line_at=now - timedelta(seconds=1), read_at=now)
+        source(SourceKind.STREAM, f"demo/{name}/bao-0")
+
+
+def scene() -> dict[str, Any]:
+    """Live and ended leases of every certainty, revocations in every state. Returns the ones that tests open."""
+    watched()
+    orders, billing = database("orders"), database("billing")
+    shown = lease(age=97, left=203, certainty=Certainty.INFERRED, renewals=2, last_renewal_at=timezone.now())
+    login(shown)
+    event(shown)
+    event(shown, operation="update", path="sys/leases/renew", seconds=30)
+    event(shown, operation="update", path="sys/leases/renew", seconds=60)
+    attribution(
+        shown,
+        before="",
+        certainty=Certainty.SERVICE_ACCOUNT,
+        reason="the login names the service account; the pod watch has not come past this moment yet",
+    )
+    attribution(
+        shown, before=Certainty.SERVICE_ACCOUNT, certainty=Certainty.INFERRED, reason=shown.certainty_reason, seconds=3
+    )
+    for age, left, account, namespace, where, certainty in [
+        (3, 297, "storefront", "shop", orders, Certainty.INFERRED),
+        (41, 259, "storefront", "shop", orders, Certainty.INFERRED),
+        (12, 48, "invoices", "finance", billing, Certainty.EXACT),
+        (50, 10, "invoices", "finance", billing, Certainty.EXACT),
+        (55, 5, "reports", "finance", billing, Certainty.SERVICE_ACCOUNT),
+        (200, 100, "checkout", "shop", orders, Certainty.AMBIGUOUS),
+        (280, 20, "fulfilment-worker", "warehouse-europe-west", orders, Certainty.INFERRED),
+        (900, 2700, "unused", "shop", None, Certainty.UNKNOWN),
+    ]:
+        lease(age=age, left=left, service_account=account, namespace=namespace, database=where, certainty=certainty)
+    lease(
+        age=700,
+        left=-340,
+        service_account="checkout",
+        database=orders,
+        state=LeaseState.IRREVOCABLE,
+        revoke_error='failed to revoke entry: ERROR: role "v-kubernet-my-role" cannot be dropped because some objects '
+        "depend on it (SQLSTATE 2BP01)",
+    )
+    for ago, reason in [(14, EndReason.EXPIRED), (70, EndReason.REVOKED_IN_VAULT), (400, EndReason.TOKEN_REVOKED)]:
+        ended(ago=ago, reason=reason, database=orders)
+    gone = ended(ago=4, reason=EndReason.REVOKED_HERE, database=orders)
+    verified = action(gone, ago=5, state="verified")
+    step(verified, gone, "Vault answered", detail="Vault answered the revocation without an error", after=0.31)
+    step(verified, gone, "lease gone", detail="a lookup finds no such lease", after=0.38)
+    step(verified, gone, "database user gone", detail=f"{gone.database_user} no longer exists in orders", after=0.44)
+    step(verified, gone, "audit line seen", detail="request 0b0c7e1e in file-a/bao-0 and file-b/bao-0", after=1.21)
+    running = action(shown, ago=1, state="verifying")
+    step(running, shown, "Vault answered", detail="Vault answered the revocation without an error", after=0.29)
+    half = ended(ago=300, reason=EndReason.REVOKED_HERE, database=billing, service_account="invoices")
+    unverified = action(half, ago=302, state="unverified", reason="rotation drill")
+    step(unverified, half, "Vault answered", detail="Vault answered the revocation without an error")
+    step(unverified, half, "lease gone", detail="a lookup finds no such lease", after=0.5)
+    step(
+        unverified,
+        half,
+        "database user gone",
+        outcome="unverified",
+        detail="billing refuses the monitoring account. Check the DSN that leasehold.toml names.",
+        after=0.6,
+    )
+    stuck = lease(age=400, left=500, service_account="reports", namespace="finance", database=billing)
+    failed = action(stuck, ago=120, state="failed", by="second.operator", reason="pod compromised")
+    step(
+        failed,
+        stuck,
+        "Vault answered",
+        outcome="failed",
+        detail="Vault answered 400: failed to revoke entry: ERROR: permission denied to drop role. Give the mount's "
+        "database account the right to drop its users.",
+    )
+    return {
+        "lease": shown,
+        "ended": gone,
+        "irrevocable": Lease.objects.get(state=LeaseState.IRREVOCABLE),
+        "verified": verified,
+        "running": running,
+        "unverified": unverified,
+        "failed": failed,
+        "revocable": lease(age=20, left=280, service_account="checkout", database=orders),
+    }

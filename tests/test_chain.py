@@ -1,0 +1,367 @@
+"""The thin chain on real parts: pod -> OpenBao -> audit log -> event -> login -> lease -> pod -> revoked and verified.
+
+The workers' verbs are called in turn here, so that each test decides when; tests/test_demo.py lets Celery call them.
+"""
+
+import contextlib
+import io
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from django.utils import timezone
+
+from audit import attribute, configuration, exports, follow, users
+from audit.blocks import lines_of
+from audit.ingest import ingest, position_of
+from audit.models import AttributionChange, Event, LoginKey, RawBlock, Stream
+from demo import workloads
+from leases import clients, lookups, revoke, watch
+from leases.configuration import load
+from leases.models import Certainty, Cluster, Database, Lease, LeaseState, Login, Revocation, Vault
+from tests.world import TestPod, World
+
+pytestmark = pytest.mark.django_db
+
+
+@pytest.fixture
+def configured(world: World, tmp_path: Path) -> World:
+    """The world as `manage.py configure` knows it, with every stream read up to now and the watch begun."""
+    file = world.folder / "leasehold.toml"
+    file.write_text(world.toml())
+    configuration.apply(load(file))
+    for stream in Stream.objects.all():
+        end = Path(stream.path).stat().st_size
+        chunk = follow.read(Path(stream.path), follow.Position(offset=end))
+        Stream.objects.filter(pk=stream.pk).update(
+            file_inode=chunk.position.inode, file_start=chunk.position.start, offset=chunk.position.offset
+        )
+    watch.list_all(Cluster.objects.get(), clients.kube(Cluster.objects.get()))
+    for mount in ("database",):
+        lookups.read_roles(Vault.objects.get(), mount, clients.observer(Vault.objects.get()))
+    return world
+
+
+def read_streams(*, only: str | None = None) -> None:
+    for stream in Stream.objects.select_related("device__vault").order_by("id"):
+        if only and stream.device.name != only:
+            continue
+        before = position_of(stream)
+        while True:
+            chunk = follow.read(Path(stream.path), before)
+            if not chunk.lines:
+                break
+            ingest(stream.pk, chunk, expected=before, now=timezone.now())
+            before = chunk.position
+
+
+def catch_up() -> None:
+    """What the workers do in a few seconds."""
+    watch.follow(Cluster.objects.get(), seconds=0, on_change=lambda: None)
+    attribute.attribute(attribute.open_leases(), now=timezone.now())
+
+
+def issue(pod: TestPod) -> str:
+    pod.log_in()
+    lease_id = pod.read_credentials()["lease_id"]
+    read_streams()
+    return str(lease_id)
+
+
+def test_a_kubernetes_login_is_tied_to_its_pod_by_address_once_the_watch_has_come_past(configured: World) -> None:
+    pod = configured.pod("storefront")
+    lease_id = issue(pod)
+    lease = Lease.objects.get(lease_id=lease_id)
+    assert (lease.certainty, lease.pod) == (Certainty.SERVICE_ACCOUNT, "")
+    assert (lease.service_account_namespace, lease.service_account) == ("shop", "storefront")
+    catch_up()
+    lease.refresh_from_db()
+    assert (lease.certainty, lease.pod_namespace, lease.pod, lease.pod_uid) == (
+        Certainty.INFERRED,
+        "shop",
+        pod.name,
+        pod.uid,
+    )
+    assert lease.source_ip == pod.address
+    assert [change.certainty for change in AttributionChange.objects.filter(lease_id=lease_id).order_by("id")] == [
+        Certainty.SERVICE_ACCOUNT,
+        Certainty.INFERRED,
+    ]
+
+
+def test_a_jwt_login_with_pod_claims_is_exact_at_once(configured: World) -> None:
+    pod = configured.pod("invoicing")
+    lease = Lease.objects.get(lease_id=issue(pod))
+    assert (lease.certainty, lease.pod, lease.pod_uid) == (Certainty.EXACT, pod.name, pod.uid)
+    assert "jwt" in lease.certainty_reason
+
+
+def test_two_pods_of_one_service_account_at_one_address_are_ambiguous_and_both_named(configured: World) -> None:
+    first = configured.pod("storefront")
+    second = configured.pod("storefront", address=first.address)
+    lease = Lease.objects.get(lease_id=issue(first))
+    catch_up()
+    lease.refresh_from_db()
+    assert (lease.certainty, lease.pod) == (Certainty.AMBIGUOUS, "")
+    assert first.name in lease.certainty_reason
+    assert second.name in lease.certainty_reason
+
+
+def test_an_address_of_another_service_accounts_pod_does_not_count(configured: World) -> None:
+    first = configured.pod("storefront")
+    configured.pod("billing-api", address=first.address)
+    lease = Lease.objects.get(lease_id=issue(first))
+    catch_up()
+    lease.refresh_from_db()
+    assert (lease.certainty, lease.pod) == (Certainty.INFERRED, first.name)
+
+
+def test_a_host_network_pod_is_never_inferred(configured: World) -> None:
+    pod = configured.pod("storefront", host_network=True)
+    lease = Lease.objects.get(lease_id=issue(pod))
+    catch_up()
+    lease.refresh_from_db()
+    assert (lease.certainty, lease.pod) == (Certainty.AMBIGUOUS, "")
+
+
+def test_a_gap_in_the_pod_watch_keeps_the_certainty_at_the_service_account(configured: World) -> None:
+    pod = configured.pod("storefront")
+    lease_id = issue(pod)
+    cluster = Cluster.objects.get()
+    cluster.watch_periods.all().delete()
+    watch.list_all(cluster, clients.kube(cluster))
+    catch_up()
+    lease = Lease.objects.get(lease_id=lease_id)
+    assert (lease.certainty, lease.pod) == (Certainty.SERVICE_ACCOUNT, "")
+    assert "gap" in lease.certainty_reason or "not come that far" in lease.certainty_reason
+
+
+def test_metadata_of_a_created_token_is_no_identity(configured: World) -> None:
+    pod = configured.pod("storefront")
+    made = configured.admin.auth.token.create(
+        policies=["shop-storefront"],
+        meta={"service_account_name": "billing-api", "service_account_namespace": "finance", "pod_name": "nobody"},
+    )
+    pod.token = made["auth"]["client_token"]
+    lease_id = pod.read_credentials()["lease_id"]
+    read_streams()
+    lease = Lease.objects.get(lease_id=lease_id)
+    assert (lease.certainty, lease.service_account, lease.pod) == (Certainty.UNKNOWN, "", "")
+
+
+def test_two_devices_make_one_event_and_one_lease_whichever_comes_first(configured: World) -> None:
+    pod = configured.pod("storefront")
+    request_id = pod.log_in()
+    lease_id = pod.read_credentials()["lease_id"]
+    read_streams(only="file-b")
+    assert Lease.objects.filter(lease_id=lease_id).count() == 1
+    before = list(Event.objects.order_by("request_id").values("request_id", "at", "path", "lease_id"))
+    read_streams(only="file-a")
+    assert list(Event.objects.order_by("request_id").values("request_id", "at", "path", "lease_id")) == before
+    login = Login.objects.get(request_id=request_id)
+    assert LoginKey.objects.filter(login=login).count() == 2
+    assert Event.objects.get(request_id=request_id).sightings.count() == 2
+    assert Lease.objects.get(lease_id=lease_id).login == login
+
+
+def test_reading_the_same_lines_again_changes_nothing(configured: World) -> None:
+    issue(configured.pod("storefront"))
+    events, blocks = Event.objects.count(), RawBlock.objects.count()
+    Stream.objects.update(offset=0, file_inode="", file_start="")
+    stream = Stream.objects.select_related("device__vault").order_by("id").first()
+    assert stream is not None
+    stored = {sighting.event.request_id for sighting in stream.sighting_set.select_related("event")}
+    lines = b"".join(
+        line + b"\n"
+        for line in Path(stream.path).read_bytes().splitlines()
+        if any(request_id.encode() in line for request_id in stored)
+    )
+    chunk = follow.Chunk(lines, 0, follow.Position(offset=len(lines)), 0)
+    counts = ingest(stream.pk, chunk, expected=None, now=timezone.now())
+    assert (counts.parts, counts.duplicates) == (0, counts.lines)
+    assert (Event.objects.count(), RawBlock.objects.count()) == (events, blocks)
+
+
+def test_a_lease_has_its_times_from_the_api_and_its_renewals_from_the_log(configured: World) -> None:
+    pod = configured.pod("storefront")
+    lease_id = issue(pod)
+    vault = Vault.objects.get()
+    lookups.look_up_due(vault, now=timezone.now())
+    lease = Lease.objects.get(lease_id=lease_id)
+    assert lease.expires_at is not None
+    assert 50 < (lease.expires_at - timezone.now()).total_seconds() < 61
+    assert lease.database is not None
+    assert lease.database.name == "orders"
+    pod.renew(lease_id)
+    read_streams()
+    lease.refresh_from_db()
+    assert lease.renewals == 1
+    assert lease.lookup_due_at is not None
+    assert lease.lookup_due_at <= timezone.now()
+
+
+def test_a_database_user_is_tied_to_its_lease_by_its_audit_hash(configured: World) -> None:
+    pod = configured.pod("billing-api")
+    pod.log_in()
+    answer = pod.read_credentials()
+    read_streams()
+    database = Database.objects.get(name="billing")
+    users.match(database, users.unknown_names(database), now=timezone.now())
+    assert Lease.objects.get(lease_id=answer["lease_id"]).database_user == answer["data"]["username"]
+
+
+def revoked(lease: Lease) -> Revocation:
+    action = revoke.request(leases=[lease], by="ada", reason="drill", now=timezone.now())
+    revocation = action.revocations.get()
+    revoke.carry_out(revocation.pk)
+    revocation.refresh_from_db()
+    return revocation
+
+
+def test_a_revoked_lease_is_verified_in_vault_and_in_the_database_and_its_audit_line_is_found(
+    configured: World,
+) -> None:
+    pod = configured.pod("billing-api")
+    lease_id = issue(pod)
+    database = Database.objects.get(name="billing")
+    users.match(database, users.unknown_names(database), now=timezone.now())
+    lease = Lease.objects.get(lease_id=lease_id)
+    assert lease.database_user in configured.users()
+    revocation = revoked(lease)
+    assert lease.database_user not in configured.users()
+    lease.refresh_from_db()
+    assert (revocation.state, lease.state, lease.end_reason) == ("verified", LeaseState.ENDED, "revoked here")
+    read_streams()
+    steps = {step.name: step.outcome for step in revocation.action.steps.all()}
+    assert steps == {
+        "Vault answered": "ok",
+        "lease gone": "ok",
+        "database user gone": "ok",
+        "audit line seen": "ok",
+    }
+
+
+def test_a_revocation_whose_database_user_is_unknown_is_not_called_verified(configured: World) -> None:
+    lease = Lease.objects.get(lease_id=issue(configured.pod("storefront")))
+    assert revoked(lease).state == "unverified"
+
+
+def test_a_revocation_that_the_database_refuses_is_failed_and_the_lease_stays(configured: World) -> None:
+    lease = Lease.objects.get(lease_id=issue(configured.pod("storefront")))
+    configured.admin.secrets.database.create_role(
+        name="my-role",
+        db_name="orders",
+        creation_statements=["SELECT 1"],
+        revocation_statements=["SELECT no_such_function()"],
+        mount_point="database",
+    )
+    try:
+        revocation = revoked(lease)
+    finally:
+        configured.admin.secrets.database.create_role(
+            name="my-role",
+            db_name="orders",
+            creation_statements=workloads.CREATE,
+            revocation_statements=workloads.REVOKE,
+            default_ttl="60s",
+            max_ttl="180s",
+            mount_point="database",
+        )
+    lease.refresh_from_db()
+    assert (revocation.state, lease.state) == ("failed", LeaseState.LIVE)
+
+
+def test_two_people_who_press_at_once_make_one_revocation(configured: World) -> None:
+    lease = Lease.objects.get(lease_id=issue(configured.pod("storefront")))
+    first = revoke.request(leases=[lease], by="ada", reason="drill", now=timezone.now())
+    with pytest.raises(revoke.AlreadyRequested) as told:
+        revoke.request(leases=[lease], by="bob", reason="me too", now=timezone.now())
+    assert told.value.action == first
+
+
+@pytest.mark.parametrize("way", ["path", "body", "prefix", "self"])
+def test_a_lease_that_somebody_ends_in_vault_says_how_and_by_whom(configured: World, way: str) -> None:
+    pod = configured.pod("storefront")
+    lease_id = issue(pod)
+    pod.renew(lease_id)
+    admin = configured.admin
+    if way == "path":
+        admin.adapter.put(f"/v1/sys/leases/revoke/{lease_id}", json={"sync": True})
+    elif way == "body":
+        admin.adapter.put("/v1/sys/leases/revoke", json={"lease_id": lease_id, "sync": True})
+    elif way == "prefix":
+        admin.adapter.put("/v1/sys/leases/revoke-prefix/database/creds/my-role", json={"sync": True})
+    else:
+        pod.call("POST", "auth/token/revoke-self")
+    read_streams()
+    lookups.look_up_due(Vault.objects.get(), now=timezone.now())
+    lease = Lease.objects.get(lease_id=lease_id)
+    assert lease.state == LeaseState.ENDED
+    assert (
+        lease.end_reason
+        == {
+            "path": "revoked in Vault",
+            "body": "revoked in Vault",
+            "prefix": "by prefix",
+            "self": "token revoked",
+        }[way]
+    )
+    assert "request" in lease.end_evidence
+
+
+def test_a_list_finds_leases_that_no_event_told_of(configured: World) -> None:
+    pod = configured.pod("storefront")
+    pod.log_in()
+    lease_id = pod.read_credentials()["lease_id"]
+    counts = lookups.reconcile(Vault.objects.get(), now=timezone.now())
+    assert counts["new"] >= 1
+    lease = Lease.objects.get(lease_id=lease_id)
+    assert (lease.certainty, lease.request_id) == (Certainty.UNKNOWN, "")
+    read_streams()
+    catch_up()
+    lease.refresh_from_db()
+    assert lease.request_id != ""
+    assert lease.pod == pod.name
+
+
+def test_own_requests_are_marked_and_nobody_elses(configured: World) -> None:
+    clients.observer(Vault.objects.get())._log_in()
+    pod = configured.pod("storefront")
+    lease_id = issue(pod)
+    lookups.look_up_due(Vault.objects.get(), now=timezone.now())
+    read_streams()
+    own = set(Event.objects.filter(own=True).values_list("path", flat=True))
+    others = set(Event.objects.filter(own=False, path__startswith="database").values_list("lease_id", flat=True))
+    assert "sys/leases/lookup" in own
+    assert not any(path.startswith("database/creds") for path in own)
+    assert lease_id in others
+
+
+def test_no_token_and_no_password_reaches_the_database(configured: World) -> None:
+    pod = configured.pod("storefront")
+    pod.log_in()
+    answer = pod.read_credentials()
+    # anybody can write a token into a path without logging in
+    with contextlib.suppress(AssertionError):
+        TestPod(configured, pod.application, "", "", pod.address).call("GET", f"secret/{pod.token}")
+    read_streams()
+    kept = b"".join(lines_of(block) for block in RawBlock.objects.all())
+    texts = " ".join(Event.objects.values_list("path", flat=True))
+    for secret in (pod.token, answer["data"]["password"]):
+        assert secret.encode() not in kept
+        assert secret not in texts
+    assert sum(Stream.objects.values_list("redacted", flat=True)) >= 2
+
+
+def test_accesses_are_exported_with_the_documented_header(configured: World) -> None:
+    pod = configured.pod("invoicing")
+    lease_id = issue(pod)
+    output = io.StringIO()
+    count = exports.write(
+        "accesses", output, from_at=datetime(2026, 1, 1, tzinfo=UTC), to_at=datetime(2100, 1, 1, tzinfo=UTC), form="csv"
+    )
+    header, *rows = output.getvalue().splitlines()
+    assert header.startswith("accessed_at,vault,vault_namespace,database,database_role,lease_id,database_user,cluster")
+    assert count == len(rows) == 1
+    assert lease_id in rows[0]
+    assert pod.uid in rows[0]
