@@ -1,5 +1,6 @@
 """The whole stack: what starts in which order, and what each part has to know of the others."""
 
+import os
 import re
 import subprocess
 import sys
@@ -99,6 +100,7 @@ class Stack:
 
     def _servers(self) -> list[Child]:
         folder = self.folder
+        kube_log = "kube-apiserver.log" if os.environ.get("KUBEBUILDER_ASSETS") else "standin.log"
         return [
             Child(
                 "PostgreSQL",
@@ -108,7 +110,7 @@ class Stack:
             ),
             Child("Valkey", folder / "valkey/valkey.log", self._start_valkey),
             Child("OpenBao", folder / "openbao/server.log", self._start_openbao),
-            Child("Kubernetes API", folder / "kube/standin.log", self._start_kube, stop=lambda _: self._cluster.stop()),
+            Child("Kubernetes API", folder / "kube" / kube_log, self._start_kube, stop=lambda _: self._cluster.stop()),
         ]
 
     def _start_postgres(self) -> subprocess.Popen[bytes]:
