@@ -15,6 +15,10 @@ def main() -> None:
         execute_from_command_line(sys.argv)
     except ImproperlyConfigured as error:
         sys.exit(f"Leasehold cannot start: {error}")
+    except BrokenPipeError:
+        # whoever read the output (`… | head`) has seen enough; the interpreter must not flush into the closed pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except OperationalError as error:
         sys.exit(f"Leasehold's own database: {str(error).splitlines()[0]}. `manage.py doctor` says more.")
 

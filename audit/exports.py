@@ -104,7 +104,6 @@ def leases(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
 
 
 def _lease(lease: Lease) -> Row:
-    service_account = f"{lease.service_account_namespace}/{lease.service_account}" if lease.service_account else ""
     return {
         "vault": lease.vault.name,
         "vault_namespace": lease.vault_namespace,
@@ -114,10 +113,11 @@ def _lease(lease: Lease) -> Row:
         "database_user": lease.database_user,
         "state": lease.state,
         "cluster": lease.cluster,
-        "pod_namespace": lease.pod_namespace,
+        # a pod runs in the namespace of its service account, so this is known where the pod is not
+        "pod_namespace": lease.pod_namespace or lease.service_account_namespace,
         "pod": lease.pod,
         "pod_uid": lease.pod_uid,
-        "service_account": service_account,
+        "service_account": lease.service_account,
         "certainty": lease.certainty,
         "certainty_reason": lease.certainty_reason,
         "issued_at": lease.issued_at,

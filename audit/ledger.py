@@ -5,6 +5,7 @@ from datetime import datetime
 from urllib.parse import unquote
 
 from django.db import connection
+from django.db.models import Q
 
 from audit import attribute
 from audit.lines import HMAC, Half
@@ -275,14 +276,25 @@ def take_token_revoke(stream: Stream, half: Half, now: datetime) -> None:
 
 def expect_end(keys: Iterable[int], reason: EndReason, half: Half, now: datetime) -> None:
     """These leases should be over: the event is kept as their evidence, and a lookup decides."""
-    who = half.display_name or "somebody"
-    live = Lease.objects.filter(pk__in=list(keys)).exclude(state=LeaseState.ENDED)
-    live.filter(end_seen_at=None).update(
+    keys = list(keys)
+    evidence = f"{half.path} by {half.display_name or 'somebody'}, request {half.request_id}"
+    live = Lease.objects.filter(pk__in=keys).exclude(state=LeaseState.ENDED)
+    live.filter(end_seen_at=None).update(end_seen_at=half.at, end_seen_reason=reason, end_seen_evidence=evidence)
+    lookups.ask_again(list(live.values_list("id", flat=True)), at=now)
+    # a lookup may have found a lease gone before the line that says why was read
+    guessed = Lease.objects.filter(pk__in=keys, state=LeaseState.ENDED, end_seen_at=None)
+    guessed.filter(
+        Q(end_reason=EndReason.UNKNOWN) | Q(end_reason=EndReason.EXPIRED, ended_at__gt=half.at),
+        issued_at__lte=half.at,
+    ).update(
+        ended_at=half.at,
+        end_reason=reason,
+        end_evidence=f"{evidence}; a lookup finds no such lease",
         end_seen_at=half.at,
         end_seen_reason=reason,
-        end_seen_evidence=f"{half.path} by {who}, request {half.request_id}",
+        end_seen_evidence=evidence,
+        updated_at=now,
     )
-    lookups.ask_again(list(live.values_list("id", flat=True)), at=now)
 
 
 def confirm_revocation(stream: Stream, lease_id: str, half: Half, now: datetime) -> None:

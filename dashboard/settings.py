@@ -154,9 +154,11 @@ USE_I18N = False
 CELERY_BROKER_URL = env.text("LEASEHOLD_BROKER_URL")
 # the broker only carries what PostgreSQL already knows: no results, nothing that a loss could lose
 CELERY_TASK_IGNORE_RESULT = True
-CELERY_TASK_ACKS_LATE = True
-CELERY_TASK_REJECT_ON_WORKER_LOST = True
+# A task that is lost with its worker is found by beat's next round, so nothing has to stay unacknowledged; what is
+# unacknowledged when the broker goes makes kombu's redis transport end the worker instead of reconnecting.
+CELERY_TASK_ACKS_LATE = False
 CELERY_WORKER_PREFETCH_MULTIPLIER = 1
+CELERY_WORKER_DISABLE_PREFETCH = True
 CELERY_TASK_TIME_LIMIT = 60
 CELERY_TASK_SOFT_TIME_LIMIT = 45
 CELERY_TASK_SERIALIZER = "json"
@@ -164,6 +166,8 @@ CELERY_ACCEPT_CONTENT = ["json"]
 CELERY_TIMEZONE = "UTC"
 CELERY_WORKER_HIJACK_ROOT_LOGGER = False
 CELERY_BROKER_CONNECTION_RETRY_ON_STARTUP = True
+# for ever: a broker that is away for long is no reason to give up
+CELERY_BROKER_CONNECTION_MAX_RETRIES = None
 CELERY_BROKER_TRANSPORT_OPTIONS = {
     "visibility_timeout": 120,
     "socket_timeout": 5,

@@ -147,19 +147,21 @@ def write_environment(
 def write_configuration(folder: Path, *, openbao: OpenBao, kubernetes: str, ca_file: Path | None) -> None:
     """`leasehold.toml` in the demo's folder, and the monitoring account's addresses in files beside it."""
     secrets_folder = folder / "leasehold"
-    login = [
-        'method = "kubernetes"',
-        'mount = "kubernetes"',
-        f"secret = {{ file = {_quoted(secrets_folder / 'vault-token')} }}",
-    ]
+
+    def login(role: str, token: str) -> list[str]:
+        secret = f"secret = {{ file = {_quoted(secrets_folder / token)} }}"
+        return ['method = "kubernetes"', 'mount = "kubernetes"', f'role = "{role}"', secret]
+
     lines = [
         "# The demo's configuration; written anew at each start.",
         "[[vaults]]",
         f"name = {_quoted(VAULT)}",
         f"address = {_quoted(openbao.address)}",
         f"lease_mounts = [{_quoted(MOUNT)}]",
-        *("[vaults.observe]", *login, 'role = "leasehold-observe"'),
-        *("[vaults.respond]", *login, 'role = "leasehold-respond"'),
+        # tokens end early here, and their leases with them, which no event tells: look more often than every 10 minutes
+        "reconcile_seconds = 20",
+        *("[vaults.observe]", *login("leasehold-observe", "vault-token")),
+        *("[vaults.respond]", *login("leasehold-respond", "vault-respond-token")),
     ]
     for device, log in openbao.audit_logs.items():
         lines += [

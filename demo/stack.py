@@ -143,7 +143,8 @@ class Stack:
             driver.create_namespace(self._api, namespace)
         for application in APPLICATIONS:
             driver.create_service_account(self._api, application.namespace, application.service_account)
-        driver.create_service_account(self._api, "leasehold", "leasehold")
+        for service_account in vault_setup.LEASEHOLD.values():
+            driver.create_service_account(self._api, "leasehold", service_account)
         driver.grant_reader(self._api, "leasehold", "leasehold")
         driver.create_service_account(self._api, "openbao", "openbao")
         driver.grant_token_reviewer(self._api, "openbao", "openbao")
@@ -175,10 +176,14 @@ class Stack:
         self._renew_own_tokens()
 
     def _renew_own_tokens(self) -> None:
-        """What the kubelet would project into Leasehold's pods: a token for OpenBao and one for the API server."""
-        for name, audiences in (("vault-token", [_AUDIENCE]), ("kubernetes-token", [])):
+        """What the kubelet would project into Leasehold's pods: tokens for OpenBao and one for the API server."""
+        for name, service_account, audiences in (
+            ("vault-token", "leasehold", [_AUDIENCE]),
+            ("vault-respond-token", "leasehold-actions", [_AUDIENCE]),
+            ("kubernetes-token", "leasehold", []),
+        ):
             token = driver.request_token(
-                self._api, "leasehold", "leasehold", audiences=audiences, seconds=_TOKEN_SECONDS
+                self._api, "leasehold", service_account, audiences=audiences, seconds=_TOKEN_SECONDS
             )
             write_secret(self.folder / "leasehold" / name, token)
         self.tokens_due = time.monotonic() + _TOKEN_REFRESH

@@ -24,6 +24,8 @@ from demo.workloads import (
     Application,
 )
 
+# Leasehold's own roles and the service account that each is bound to: who observes cannot revoke
+LEASEHOLD = {"leasehold-observe": "leasehold", "leasehold-respond": "leasehold-actions"}
 # claims of a service-account token, and the log-in metadata that they become
 CLAIM_MAPPINGS = {
     "/kubernetes.io/namespace": "service_account_namespace",
@@ -134,7 +136,7 @@ def _admit(client: hvac.Client, application: Application, *, audience: str) -> N
 
 def _admit_leasehold(client: hvac.Client, policies: Path, *, audience: str) -> None:
     """Leasehold itself: its two policies as they are delivered, and nothing else."""
-    for name in ("leasehold-observe", "leasehold-respond"):
+    for name, service_account in LEASEHOLD.items():
         file = policies / f"{name}.hcl"
         if not file.exists():
             continue
@@ -142,7 +144,7 @@ def _admit_leasehold(client: hvac.Client, policies: Path, *, audience: str) -> N
         client.write_data(
             f"auth/kubernetes/role/{name}",
             data={
-                "bound_service_account_names": ["leasehold"],
+                "bound_service_account_names": [service_account],
                 "bound_service_account_namespaces": ["leasehold"],
                 "audience": audience,
                 "token_policies": [name],

@@ -365,3 +365,23 @@ def test_accesses_are_exported_with_the_documented_header(configured: World) -> 
     assert count == len(rows) == 1
     assert lease_id in rows[0]
     assert pod.uid in rows[0]
+
+
+def test_an_end_whose_reason_was_a_guess_is_explained_by_the_line_that_comes_later(configured: World) -> None:
+    pod = configured.pod("storefront")
+    lease_id = issue(pod)
+    pod.call("POST", "auth/token/revoke-self")
+    lookups.look_up_due(Vault.objects.get(), now=timezone.now())
+    lease = Lease.objects.get(lease_id=lease_id)
+    assert (lease.state, lease.end_reason) == (LeaseState.ENDED, "gone, cause unknown")
+    read_streams()
+    lease.refresh_from_db()
+    assert lease.end_reason == "token revoked"
+    assert "auth/token/revoke-self" in lease.end_evidence
+
+
+def test_a_lease_that_is_being_revoked_says_so(configured: World) -> None:
+    lease = Lease.objects.get(lease_id=issue(configured.pod("storefront")))
+    revoke.request(leases=[lease], by="ada", reason="drill", now=timezone.now())
+    lease.refresh_from_db()
+    assert lease.state == LeaseState.REVOKING

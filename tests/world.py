@@ -110,10 +110,13 @@ class World:
 
     def toml(self) -> str:
         """leasehold.toml for this world, with the secrets in files beside it."""
-        for name, audiences in (("vault-token", [AUDIENCE]), ("kubernetes-token", [])):
-            (self.folder / name).write_text(
-                driver.request_token(self.api, "leasehold", "leasehold", audiences=audiences)
-            )
+        for name, service_account, audiences in (
+            ("observe-token", "leasehold", [AUDIENCE]),
+            ("respond-token", "leasehold-actions", [AUDIENCE]),
+            ("kubernetes-token", "leasehold", []),
+        ):
+            token = driver.request_token(self.api, "leasehold", service_account, audiences=audiences)
+            (self.folder / name).write_text(token)
         for database in ("orders", "billing"):
             (self.folder / f"{database}.dsn").write_text(self.postgres.dsn(databases.MONITOR, database))
         ca_file = f'ca_file = "{self.cluster.ca_file}"' if self.cluster.ca_file else ""
@@ -123,7 +126,7 @@ class World:
         )
         accounts = "".join(
             f'[vaults.{account}]\nmethod = "kubernetes"\nmount = "kubernetes"\nrole = "leasehold-{account}"\n'
-            f'secret = {{ file = "{self.folder}/vault-token" }}\n'
+            f'secret = {{ file = "{self.folder}/{account}-token" }}\n'
             for account in ("observe", "respond")
         )
         return f"""
@@ -174,7 +177,8 @@ def build(openbao: OpenBao, postgres: Postgres, cluster: Cluster, folder: Path) 
         driver.create_namespace(api, namespace)
     for application in APPLICATIONS:
         driver.create_service_account(api, application.namespace, application.service_account)
-    driver.create_service_account(api, "leasehold", "leasehold")
+    for service_account in vault_setup.LEASEHOLD.values():
+        driver.create_service_account(api, "leasehold", service_account)
     driver.grant_reader(api, "leasehold", "leasehold")
     driver.create_service_account(api, "openbao", "openbao")
     driver.grant_token_reviewer(api, "openbao", "openbao")
