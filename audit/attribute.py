@@ -6,6 +6,7 @@ account and time fit exactly one pod and the pod watch had no gap then.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from ipaddress import ip_address
 
 from django.db import connection, transaction
 
@@ -156,9 +157,13 @@ def gather(lease: Lease, *, skew: timedelta) -> Evidence:
 
 def candidates(cluster_id: int, login: Login, address: str, *, at: datetime, skew: timedelta) -> tuple[Candidate, ...]:
     """Pods of the login's service account that had `address` at `at`, give or take the skew."""
+    try:
+        ip = str(ip_address(address))
+    except ValueError:
+        return ()  # a unix socket, or a log that says something else there
     rows = (
         PodAddress.objects.filter(
-            address=address or None,
+            address=ip,
             pod__cluster=cluster_id,
             pod__namespace=login.service_account_namespace,
             pod__service_account=login.service_account,

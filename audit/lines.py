@@ -17,6 +17,8 @@ TOKEN_SHAPED = re.compile(
 )
 REDACTED = b"[redacted]"
 HMAC = "hmac-sha256:"
+# no id of Vault is that long, and an index row has a limit
+LONGEST_ID = 1000
 
 
 class Rejected(Exception):
@@ -164,6 +166,9 @@ def half(entry: Entry, line: bytes) -> Half:
     new_auth = response.auth or Auth()
     data = request.data or {}
     lease_id = (response.secret.lease_id if response.secret else None) or ""
+    for name, value in (("request.id", request.id), ("lease_id", lease_id), ("accessor", auth.accessor)):
+        if value and len(value) > LONGEST_ID:
+            raise Rejected(f"{name} is longer than {LONGEST_ID} characters")
     username = ""
     if lease_id and response.data:
         username = credential_name(response.data)
@@ -214,9 +219,13 @@ def moment(text: str) -> datetime:
     """RFC 3339 with up to nanoseconds and any offset -> UTC, cut to microseconds. Raises Rejected."""
     try:
         # Python 3.11 reads at most six digits of a second
-        return datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text)).astimezone(UTC)
+        at = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise Rejected(f"no time that can be read: {text[:40]!r}") from error
+    if not 2015 <= at.year < 2200:
+        # Vault is not older than that; a date from nowhere would also overflow the sums made with it
+        raise Rejected(f"no time that can be true: {text[:40]!r}")
+    return at
 
 
 def _text(value: object) -> str:

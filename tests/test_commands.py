@@ -103,6 +103,14 @@ def test_a_log_that_is_taken_twice_counts_duplicates_and_changes_nothing(tmp_pat
     assert Lease.objects.get().renewals == 0
 
 
+def test_an_address_that_is_none_stops_nothing(tmp_path: Path) -> None:
+    file = log(tmp_path / "a.log")
+    file.write_text(file.read_text().replace("10.1.2.3", "@"))
+    run("import_pods", pods(tmp_path / "pods.ndjson"), cluster="c", auth_mount="kubernetes", vault="v")
+    run("ingest", file, vault="v", device="d")
+    assert Lease.objects.get().certainty == Certainty.SERVICE_ACCOUNT
+
+
 def test_the_examination_of_a_foreign_log_starts_no_polling(tmp_path: Path) -> None:
     run("ingest", log(tmp_path / "a.log"), vault="v", device="d")
     assert Vault.objects.get(name="v").retired

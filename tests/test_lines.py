@@ -64,6 +64,22 @@ def test_a_prefix_before_the_entry_is_passed_over() -> None:
     assert read(b"@cee: " + text(entry())).path == "database/creds/my-role"
 
 
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "1970-01-01T00:00:00Z"])
+def test_a_date_from_nowhere_is_rejected(time: str) -> None:
+    with pytest.raises(Rejected, match="time"):
+        moment(time)
+
+
+def test_an_id_that_no_index_could_hold_is_rejected() -> None:
+    with pytest.raises(Rejected, match=r"request\.id"):
+        read(text(entry(request={"id": "x" * 5000})))
+
+
+def test_a_lone_surrogate_is_rejected() -> None:
+    with pytest.raises(Rejected):
+        read(b'{"time":"2026-11-20T10:00:00Z","type":"request","request":{"id":"1","path":"\\ud800"}}')
+
+
 def test_an_entry_without_a_request_id_is_known_by_the_hash_of_its_line() -> None:
     line = text(entry(request={"operation": "help", "path": "sys"}))
     assert read(line).request_id == read(line).request_id
