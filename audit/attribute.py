@@ -16,6 +16,8 @@ from leases.watch import caught_up, gapless
 
 # how long later pod data may still tell who holds a lease
 STAYS_OPEN = timedelta(minutes=10)
+# a pod's address can reach the API this long after the pod began to use it
+ADDRESS_LAG = timedelta(seconds=60)
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,10 @@ class Evidence:
     # the pod watch has come past the read
     caught_up: bool
     skew_seconds: float
+    # pods of the service account that had just started and whose address is not known (yet)
+    unplaced: tuple[str, ...] = ()
+    # the watch has come so far past the read that no address of then can still turn up
+    settled: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +100,13 @@ def from_address(evidence: Evidence) -> Decision:
         )
     if found[0].host_network:
         return Decision(Certainty.AMBIGUOUS, f"{names} is on the host network, whose address {where} others share")
+    if evidence.unplaced:
+        return Decision(
+            Certainty.SERVICE_ACCOUNT,
+            f"{names} fits {where}, but the address of {', '.join(evidence.unplaced)}, which had just started, is not "
+            "known yet",
+            open=True,
+        )
     if not evidence.gapless:
         reason = "the pod watch had a gap then" if evidence.caught_up else "the pod watch has not come that far yet"
         return Decision(Certainty.SERVICE_ACCOUNT, f"{names} fits {where}, but {reason}", open=not evidence.caught_up)
@@ -102,8 +115,8 @@ def from_address(evidence: Evidence) -> Decision:
         f"only this pod of the service account had {where} at the login and at the read "
         f"(clock skew up to {evidence.skew_seconds:g} s allowed for), and the pod watch had no gap",
         found[0],
-        # a pod that took the address over within the skew would make it ambiguous
-        open=not evidence.caught_up,
+        # a pod that took the address over, and whose address comes late, would make it ambiguous
+        open=not evidence.settled,
     )
 
 
@@ -144,6 +157,7 @@ def gather(lease: Lease, *, skew: timedelta) -> Evidence:
     both = tuple(pod for pod in at_read if pod in at_login)
     # a login from one pod and a read from another fit no single pod: name them all
     fitting = both or (tuple(dict.fromkeys(at_read + at_login)) if at_read and at_login else ())
+    settled = caught_up(mount.cluster_id, at=lease.accessed_at, skew=skew + ADDRESS_LAG)
     return Evidence(
         login=login,
         cluster=mount.cluster.name,
@@ -152,6 +166,23 @@ def gather(lease: Lease, *, skew: timedelta) -> Evidence:
         gapless=gapless(mount.cluster_id, from_at=login.logged_in_at, to_at=lease.accessed_at),
         caught_up=caught_up(mount.cluster_id, at=lease.accessed_at, skew=skew),
         skew_seconds=skew.total_seconds(),
+        unplaced=() if settled else unplaced(mount.cluster_id, login, at=lease.accessed_at, skew=skew),
+        settled=settled,
+    )
+
+
+def unplaced(cluster_id: int, login: Login, *, at: datetime, skew: timedelta) -> tuple[str, ...]:
+    """Pods of the login's service account that had just started on a node at `at` and have no known address."""
+    pods = Pod.objects.filter(
+        cluster=cluster_id,
+        namespace=login.service_account_namespace,
+        service_account=login.service_account,
+        started_at__gte=at - ADDRESS_LAG,
+        started_at__lte=at + skew,
+        addresses=None,
+    ).exclude(node="")
+    return tuple(
+        f"{pod.namespace}/{pod.name}" for pod in pods.exclude(ended_at__lt=at - skew).order_by("started_at", "id")
     )
 
 

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
 from typing import TextIO
 
+from django.db.models.functions import Coalesce
+
 from audit.models import Event
 from leases.models import Action, Lease
 
@@ -93,11 +95,12 @@ def accesses(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
 
 
 def leases(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
-    """One row per lease that was issued, or first seen, in [from, to)."""
+    """One row per lease that was issued in [from, to); where that is not known, first seen then."""
     rows = (
-        Lease.objects.filter(first_seen_at__gte=from_at, first_seen_at__lt=to_at)
+        Lease.objects.annotate(began_at=Coalesce("issued_at", "first_seen_at"))
+        .filter(began_at__gte=from_at, began_at__lt=to_at)
         .select_related("vault", "database")
-        .order_by("first_seen_at", "id")
+        .order_by("began_at", "id")
     )
     for lease in rows.iterator(chunk_size=2000):
         yield _lease(lease)

@@ -19,6 +19,23 @@ EVENT_COLUMNS = (
 )
 
 
+# the columns of Stream that ingestion writes; the others are configure's
+INGEST_OWNS = [
+    "file_inode",
+    "file_start",
+    "offset",
+    "sequence",
+    "head",
+    "lines",
+    "duplicates",
+    "rejected",
+    "redacted",
+    "last_line_at",
+    "read_at",
+    "unread_bytes",
+]
+
+
 @dataclass(slots=True)
 class Counts:
     """What became of the lines. lines = parts + duplicates + rejected; redacted and conflicts are counted beside."""
@@ -84,10 +101,10 @@ def ingest(stream_id: int, chunk: Chunk, *, expected: Position | None, now: date
         stream = Stream.objects.select_related("device__vault").get(pk=stream_id)
         if expected is not None and position_of(stream) != expected:
             return Counts()
-        return _store(stream, batch, chunk, now=now)
+        return _store(stream, batch, chunk, followed=expected is not None, now=now)
 
 
-def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Counts:
+def _store(stream: Stream, batch: Batch, chunk: Chunk, *, followed: bool, now: datetime) -> Counts:
     counts = batch.counts
     known = {
         sighting.event.request_id: sighting
@@ -108,7 +125,9 @@ def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Coun
         seen.add((half.request_id, half.kind))
         fresh.append(half)
     counts.parts = len(fresh)
-    if fresh or (batch.rejected and chunk.offset_from >= stream.offset):
+    # a followed file gives each line once; on the command line a file may be taken again
+    new_rejects = batch.rejected and (followed or chunk.offset_from >= stream.offset)
+    if fresh or new_rejects:
         block = blocks.append(
             stream,
             batch.text,
@@ -125,6 +144,9 @@ def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Coun
         )
         write_events(stream, fresh, own_accessors=ledger.own_accessors(stream, {half.accessor for half in fresh}))
         write_sightings(stream, fresh, block.sequence)
+        with connection.cursor() as cursor:
+            # one at a time: two streams that tell of a login and of its lease at once would each miss the other's half
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtext('ledger'), %s)", [stream.device.vault_id])
         ledger.apply(stream, fresh, now=now)
         stream.last_line_at = max((half.at for half in fresh), default=stream.last_line_at)
     stream.file_inode, stream.file_start = chunk.position.inode, chunk.position.start
@@ -133,7 +155,7 @@ def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Coun
     stream.duplicates += counts.duplicates
     stream.rejected += counts.rejected
     stream.redacted += counts.redacted
-    stream.save()
+    stream.save(update_fields=INGEST_OWNS)
     return counts
 
 

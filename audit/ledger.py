@@ -28,14 +28,15 @@ def apply(stream: Stream, halves: list[Half], *, now: datetime) -> None:
     take_logins(stream, [half for half in answers if is_login(half)])
     touched = take_reads(stream, [half for half in answers if is_credential_read(half)], now=now)
     take_renewals(stream, [half for half in answers if is_renewal(half)], now=now)
-    for half in answers:
-        if reader := ending(half):
-            reader(stream, half, now)
     touched |= link_leases(
         stream,
         request_ids=[half.request_id for half in halves if half.lease_id],
         accessors=[half.new_accessor for half in answers if half.new_accessor],
     )
+    # after the links: the end of a token is the end of the leases that are known to be its
+    for half in answers:
+        if reader := ending(half):
+            reader(stream, half, now)
     attribute.attribute(sorted(touched), now=now)
 
 
@@ -224,7 +225,10 @@ def take_revoke_by_path(stream: Stream, half: Half, now: datetime) -> None:
         half,
         now,
     )
-    confirm_revocation(stream, lease_id, half, now)
+    respond = stream.device.vault.respond or {}
+    # a token that was given has no login to know it by
+    if respond.get("method") == "token" or own_accessors(stream, [half.accessor]):
+        confirm_revocation(stream, lease_id, half, now)
 
 
 def take_revoke_by_body(stream: Stream, half: Half, now: datetime) -> None:

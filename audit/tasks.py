@@ -1,9 +1,11 @@
 """Celery tasks of ingestion and attribution: ids in, one verb, safe to run twice."""
 
+import logging
 import time
 from pathlib import Path
 
 from celery import shared_task
+from django.db import DataError
 from django.utils import timezone
 
 from audit import attribute, follow, users
@@ -15,6 +17,8 @@ from leases.models import Database
 from leases.models.sources import SourceKind
 from leases.tasks import TURN_SECONDS
 from leases.turns import turn
+
+log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.2
 
@@ -35,19 +39,21 @@ def follow_stream(stream_id: int) -> None:
             return
         streams = Stream.objects.filter(retired=False, refused="").exclude(path="").count()
         deadline = time.monotonic() + TURN_SECONDS / max(1, streams / 2)
-        while read_on(stream_id) or time.monotonic() < deadline:
-            if time.monotonic() > deadline + TURN_SECONDS:
-                break  # a backlog: others may go first, the next turn goes on
+        while (taken := read_on(stream_id)) is not None:
+            # with a backlog the turn may last longer, but then others go first
+            if time.monotonic() > deadline + (TURN_SECONDS if taken else 0):
+                break
+        else:
+            return  # it cannot be read now: the clock tries again when its wait is over
     # the clock would start the next turn within a second; this keeps a new lease from waiting for it
     follow_stream.apply_async((stream_id,), expires=3)
 
 
-def read_on(stream_id: int) -> bool:
-    """Takes the next chunk; False if there was nothing new or the stream cannot be read (its state says why)."""
+def read_on(stream_id: int) -> bool | None:
+    """Takes the next chunk; False if there was nothing new, None if the stream cannot be read (its state says why)."""
     stream = Stream.objects.select_related("device__vault").get(pk=stream_id)
     if stream.refused or stream.retired:
-        time.sleep(IDLE_SECONDS)
-        return False
+        return None
     before = position_of(stream)
     try:
         chunk = follow.read(Path(stream.path), before)
@@ -55,8 +61,7 @@ def read_on(stream_id: int) -> bool:
             ingest(stream_id, chunk, expected=before, now=timezone.now())
     except follow.FileUnavailable as error:
         health.report_failure(SourceKind.STREAM, str(stream), cause=error.cause, fix=error.fix, now=timezone.now())
-        time.sleep(1)
-        return False
+        return None
     except RawSecret as error:
         health.report_failure(
             SourceKind.STREAM,
@@ -66,7 +71,18 @@ def read_on(stream_id: int) -> bool:
             "name the new path in leasehold.toml.",
             now=timezone.now(),
         )
-        return False
+        return None
+    except (ValueError, TypeError, LookupError, RecursionError, DataError) as error:
+        # a fault of ours: nothing is lost, but nothing goes on either until it is mended, so it must be seen
+        log.exception("stream %s cannot be read on from offset %s", stream, before.offset)
+        health.report_failure(
+            SourceKind.STREAM,
+            str(stream),
+            cause=f"The lines from offset {before.offset} on cannot be taken ({type(error).__name__})",
+            fix="This is a fault of Leasehold: report it with the ingest worker's log. Nothing is lost meanwhile.",
+            now=timezone.now(),
+        )
+        return None
     if not chunk.lines:
         Stream.objects.filter(pk=stream_id).update(read_at=timezone.now(), unread_bytes=chunk.unread)
         health.report_ok(SourceKind.STREAM, str(stream), now=timezone.now())
@@ -98,7 +114,7 @@ def match_database_users() -> None:
 @shared_task
 def check_salts() -> None:
     """Was an audit device enabled anew? Its hashes are then others."""
-    for device in Device.objects.filter(vault__retired=False).select_related("vault").order_by("id"):
+    for device in users.followed(Device.objects.filter(vault__retired=False).select_related("vault")):
         if health.may_ask(SourceKind.VAULT, device.vault.name, now=timezone.now()):
             with health.asking(SourceKind.VAULT, device.vault.name, vouches=False):
                 users.check_salt(device)

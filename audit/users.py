@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from datetime import datetime
 from functools import lru_cache
 
-from django.db.models import F
+from django.db.models import F, QuerySet
 
 from audit.models import Device, Sighting
 from leases import clients, databases
@@ -27,7 +27,7 @@ def unknown_names(database: Database) -> list[str]:
 
 def match(database: Database, names: Iterable[str] | None, *, now: datetime) -> int:
     """Ties these users to their leases; returns how many were tied. Raises VaultError."""
-    devices = list(Device.objects.filter(vault=database.vault_id).order_by("id"))
+    devices = list(followed(Device.objects.filter(vault=database.vault_id)))
     client = clients.observer(database.vault)
     return sum(tie(name, devices, client, now=now) for name in names or [])
 
@@ -52,6 +52,11 @@ def tie(name: str, devices: Iterable[Device], client: VaultClient, *, now: datet
 def _hash(client: VaultClient, device: str, salt_epoch: int, name: str) -> str:
     # the answer never changes within one salt, so each name is asked for once per worker
     return client.audit_hash(device, name)
+
+
+def followed(devices: QuerySet[Device]) -> QuerySet[Device]:
+    """Those that the vault has: a log of another device may have been taken from the command line."""
+    return devices.filter(streams__retired=False).exclude(streams__path="").distinct().order_by("id")
 
 
 def check_salt(device: Device) -> None:

@@ -6,21 +6,21 @@ from leases.models import Cluster, Database, Vault
 from leases.vault import VaultClient, VaultDenied
 
 
-def needed_to_observe(vault: Vault) -> dict[str, str]:
-    """Path -> capability that the observing account needs (deploy/vault/leasehold-observe.hcl)."""
-    needed = {"sys/leases/lookup": "update", "sys/audit-hash/any": "update"}
+def needed_to_observe(vault: Vault) -> dict[str, list[str]]:
+    """Path -> capabilities that the observing account needs (deploy/vault/leasehold-observe.hcl)."""
+    needed = {"sys/leases/lookup": ["update"], "sys/audit-hash/any": ["update"]}
     for mount in vault.lease_mounts:
-        needed[f"sys/leases/lookup/{mount}/creds/"] = "list"
-        needed[f"{mount}/config"] = "list"
-        needed[f"{mount}/config/any"] = "read"
-        needed[f"{mount}/roles"] = "list"
-        needed[f"{mount}/roles/any"] = "read"
+        needed[f"sys/leases/lookup/{mount}/creds/"] = ["list", "sudo"]
+        needed[f"{mount}/config"] = ["list"]
+        needed[f"{mount}/config/any"] = ["read"]
+        needed[f"{mount}/roles"] = ["list"]
+        needed[f"{mount}/roles/any"] = ["read"]
     return needed
 
 
-def needed_to_respond(vault: Vault) -> dict[str, str]:
-    """Path -> capability that the responding account needs (deploy/vault/leasehold-respond.hcl)."""
-    return {f"sys/leases/revoke/{mount}/creds/any/any": "update" for mount in vault.lease_mounts}
+def needed_to_respond(vault: Vault) -> dict[str, list[str]]:
+    """Path -> capabilities that the responding account needs (deploy/vault/leasehold-respond.hcl)."""
+    return {f"sys/leases/revoke/{mount}/creds/any/any": ["update"] for mount in vault.lease_mounts}
 
 
 def check_vault(vault: Vault) -> None:
@@ -37,11 +37,12 @@ def check_responder(vault: Vault) -> None:
     _check_capabilities(client, needed_to_respond(vault), policy="leasehold-respond")
 
 
-def _check_capabilities(client: VaultClient, needed: dict[str, str], *, policy: str) -> None:
+def _check_capabilities(client: VaultClient, needed: dict[str, list[str]], *, policy: str) -> None:
     have = client.capabilities(list(needed))
     missing = [
         (path, capability)
-        for path, capability in needed.items()
+        for path, capabilities in needed.items()
+        for capability in capabilities
         if capability not in have[path] and "root" not in have[path]
     ]
     if missing:

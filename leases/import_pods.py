@@ -45,7 +45,21 @@ class _Address(msgspec.Struct):
     ip: str
 
 
+class _Terminated(msgspec.Struct, rename="camel"):
+    finished_at: datetime | None = None
+
+
+class _State(msgspec.Struct):
+    terminated: _Terminated | None = None
+
+
+class _Container(msgspec.Struct):
+    state: _State = msgspec.field(default_factory=_State)
+
+
 class _Status(msgspec.Struct, rename="camel"):
+    phase: str = ""
+    container_statuses: list[_Container] = msgspec.field(default_factory=list)
     start_time: datetime | None = None
     pod_ips: list[_Address] = msgspec.field(default_factory=list, name="podIPs")
 
@@ -79,13 +93,17 @@ def rows(data: bytes) -> Iterator[_Row]:
         listed = None
     if listed is not None:
         for item in listed.items:
+            ended_at = _ended_at(item.status)
+            over = item.status.phase in {"Succeeded", "Failed"}
             yield _Row(
                 namespace=item.metadata.namespace,
                 name=item.metadata.name,
                 uid=item.metadata.uid,
                 service_account=item.spec.service_account_name,
-                ips=[address.ip for address in item.status.pod_ips],
+                # a finished pod has given its address back; if nobody says when, it is no evidence for any time
+                ips=[] if over and ended_at is None else [address.ip for address in item.status.pod_ips],
                 started_at=item.status.start_time or item.metadata.creation_timestamp,
+                ended_at=ended_at if over else None,
                 node=item.spec.node_name,
                 host_network=item.spec.host_network,
             )
@@ -96,6 +114,12 @@ def rows(data: bytes) -> Iterator[_Row]:
                 yield msgspec.json.decode(line, type=_Row)
             except msgspec.DecodeError as error:
                 raise ImportFailed(f"line {number}: {error}") from error
+
+
+def _ended_at(status: _Status) -> datetime | None:
+    """When the last container of a finished pod ended."""
+    times = [container.state.terminated for container in status.container_statuses]
+    return max((ended.finished_at for ended in times if ended and ended.finished_at), default=None)
 
 
 @transaction.atomic

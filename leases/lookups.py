@@ -3,6 +3,7 @@
 Source: https://developer.hashicorp.com/vault/api-docs/system/leases
 """
 
+import logging
 from datetime import datetime, timedelta
 
 from django.db import connection, transaction
@@ -12,12 +13,15 @@ from django.utils import timezone
 from leases import clients
 from leases.models import Certainty, Database, DatabaseRole, EndReason, Lease, LeaseState, Vault
 from leases.models.actions import RevocationState
-from leases.vault import LeaseTimes, VaultClient
+from leases.vault import LeaseTimes, VaultClient, VaultDenied
+
+log = logging.getLogger(__name__)
 
 BATCH = 200
 # Vault needs a moment after the expiry until the lease is gone; asking earlier would only have to ask again
 AFTER_EXPIRY = timedelta(milliseconds=700)
 LOOK_AGAIN = timedelta(seconds=2)
+DENIED = timedelta(minutes=1)
 
 
 def due(vault: Vault, *, now: datetime) -> list[Lease]:
@@ -34,7 +38,12 @@ def look_up_due(vault: Vault, *, now: datetime) -> int:
     client = clients.observer(vault)
     leases = due(vault, now=now)
     for lease in leases:
-        look_up(lease, client, now=timezone.now())
+        try:
+            look_up(lease, client, now=timezone.now())
+        except VaultDenied as error:
+            # of this lease alone (another namespace, say): the others must not wait behind it
+            log.warning("lease %s cannot be looked up: %s", lease.lease_id, error.cause)
+            Lease.objects.filter(pk=lease.pk).update(lookup_due_at=timezone.now() + DENIED)
     return len(leases)
 
 
@@ -77,7 +86,9 @@ def next_lookup(times: LeaseTimes, *, now: datetime) -> datetime | None:
 def end_gone(lease: Lease, *, now: datetime) -> None:
     """The lease API no longer knows the lease: it ended, for the best reason that there is evidence for."""
     lease.refresh_from_db()
-    revocation = lease.revocations.exclude(state=RevocationState.FAILED).order_by("-id").first()
+    # one that Vault was not told of yet has ended nothing
+    told = lease.revocations.exclude(state__in=[RevocationState.REQUESTED, RevocationState.FAILED])
+    revocation = told.order_by("-id").first()
     if revocation is not None:
         at, reason, evidence = now, EndReason.REVOKED_HERE, f"action {revocation.action_id}"
     elif lease.end_seen_at is not None:

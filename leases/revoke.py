@@ -139,6 +139,7 @@ def carry_out(revocation_id: int) -> None:
         return
     try:
         if revocation.state == RevocationState.REQUESTED:
+            _end_if_gone(revocation)
             move(revocation, RevocationState.REVOKING, now=timezone.now())
         if revocation.state == RevocationState.REVOKING and not _revoke(revocation):
             return
@@ -149,6 +150,19 @@ def carry_out(revocation_id: int) -> None:
         log.warning("revocation %s waits: %s", revocation.pk, error.cause)
         _note_once(revocation, LEASE_GONE if revocation.state == RevocationState.VERIFYING else VAULT_ANSWERED, error)
         release(revocation, seconds=5, now=timezone.now())
+    except (clients.NotConfigured, clients.SecretUnavailable) as error:
+        now = timezone.now()
+        with transaction.atomic():
+            note(revocation, VAULT_ANSWERED, Outcome.FAILED, f"{error.cause}. {error.fix}", now=now)
+            move(revocation, RevocationState.FAILED, now=now)
+            mark(revocation.lease, LeaseState.REVOKING, LeaseState.LIVE, now=now)
+
+
+def _end_if_gone(revocation: Revocation) -> None:
+    """A lease that ended before Vault was told was not ended here: it keeps the reason that there is evidence for."""
+    lease = revocation.lease
+    if clients.observer(lease.vault).lookup_lease(lease.lease_id) is None:
+        lookups.end_gone(lease, now=timezone.now())
 
 
 def _note_once(revocation: Revocation, name: str, error: VaultError) -> None:

@@ -100,4 +100,4 @@ def carry_out_revocation(revocation_id: int) -> None:
 def resume_stuck_revocations() -> None:
     """What a lost worker or broker left half done goes on."""
     for revocation_id in revoke.stuck(now=timezone.now()):
-        revoke.carry_out(revocation_id)
+        carry_out_revocation.delay(revocation_id)

@@ -27,7 +27,7 @@ REVOKE_TIMEOUT_SECONDS = 20.0
 FRESH_TOKEN_SECONDS = 60.0
 _MAX_TEXT = 300
 _SECRETS = re.compile(
-    r"\b(?:hv[sbr]\.|[sbr]\.)[A-Za-z0-9_-]{20,}"  # tokens of Vault and OpenBao
+    r"(?:hv[sbr]\.|\b[sbr]\.)[A-Za-z0-9_-]{20,}"  # tokens of Vault and OpenBao
     r"|eyJ[\w-]{8,}\.[\w-]+\.?[\w-]*"  # JWTs
     r"|(?<=://)[^\s/@:]+:[^\s@]+(?=@)"  # user:password in an address
     r"|(?i:(?<=password=)\S+)"

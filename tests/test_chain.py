@@ -5,7 +5,7 @@ The workers' verbs are called in turn here, so that each test decides when; test
 
 import contextlib
 import io
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ from audit.models import AttributionChange, Event, LoginKey, RawBlock, Stream
 from demo import workloads
 from leases import clients, lookups, revoke, watch
 from leases.configuration import load
-from leases.models import Certainty, Cluster, Database, Lease, LeaseState, Login, Revocation, Vault
+from leases.models import Certainty, Cluster, Database, Lease, LeaseState, Login, Pod, PodAddress, Revocation, Vault
 from tests.world import TestPod, World
 
 pytestmark = pytest.mark.django_db
@@ -385,3 +385,71 @@ def test_a_lease_that_is_being_revoked_says_so(configured: World) -> None:
     revoke.request(leases=[lease], by="ada", reason="drill", now=timezone.now())
     lease.refresh_from_db()
     assert lease.state == LeaseState.REVOKING
+
+
+def test_an_end_that_was_read_in_one_piece_with_its_login_has_its_reason(configured: World) -> None:
+    pod = configured.pod("storefront")
+    pod.log_in()
+    lease_id = pod.read_credentials()["lease_id"]
+    pod.call("POST", "auth/token/revoke-self")
+    read_streams(only="file-a")
+    lookups.look_up_due(Vault.objects.get(), now=timezone.now())
+    assert Lease.objects.get(lease_id=lease_id).end_reason == "token revoked"
+
+
+def test_a_lease_that_ended_before_vault_was_told_was_not_revoked_here(configured: World) -> None:
+    lease = Lease.objects.get(lease_id=issue(configured.pod("storefront")))
+    action = revoke.request(leases=[lease], by="ada", reason="drill", now=timezone.now())
+    configured.admin.adapter.put(f"/v1/sys/leases/revoke/{lease.lease_id}", json={"sync": True})
+    read_streams()
+    revoke.carry_out(action.revocations.get().pk)
+    lease.refresh_from_db()
+    assert lease.end_reason == "revoked in Vault"
+    assert not action.steps.filter(name="audit line seen").exists()
+
+
+def test_a_revocation_without_an_account_to_revoke_with_fails_and_says_so(configured: World) -> None:
+    lease = Lease.objects.get(lease_id=issue(configured.pod("storefront")))
+    Vault.objects.update(respond=None)
+    revocation = revoked(lease)
+    lease.refresh_from_db()
+    assert (revocation.state, lease.state) == ("failed", LeaseState.LIVE)
+    assert "[vaults.respond]" in revocation.action.steps.get().detail
+
+
+def test_one_lease_that_may_not_be_looked_up_does_not_hold_the_others_back(configured: World) -> None:
+    answer = configured.admin.adapter.post("/v1/sys/namespaces/team-b", json={})
+    first = Lease.objects.get(lease_id=issue(configured.pod("storefront")))
+    elsewhere = f"database/creds/my-role/abc.{answer['data']['id']}"
+    Lease.objects.filter(pk=first.pk).update(lease_id=elsewhere, vault_namespace="team-b/")
+    second = issue(configured.pod("storefront"))
+    lookups.look_up_due(Vault.objects.get(), now=timezone.now())
+    assert Lease.objects.get(lease_id=second).expires_at is not None
+    first.refresh_from_db()
+    assert first.state == LeaseState.LIVE
+
+
+def test_a_successor_whose_address_comes_late_takes_the_name_away_again(configured: World) -> None:
+    pod = configured.pod("storefront")
+    lease = Lease.objects.get(lease_id=issue(pod))
+    catch_up()
+    lease.refresh_from_db()
+    assert (lease.certainty, lease.attribution_open) == (Certainty.INFERRED, True)
+    row = Pod.objects.get(uid=pod.uid)
+    assert lease.accessed_at is not None
+    successor = Pod.objects.create(
+        cluster=row.cluster,
+        uid="late",
+        namespace="shop",
+        name="late",
+        service_account="storefront",
+        node="n",
+        started_at=lease.accessed_at - timedelta(seconds=1),
+    )
+    attribute.attribute(attribute.open_leases(), now=timezone.now())
+    lease.refresh_from_db()
+    assert (lease.certainty, lease.pod) == (Certainty.SERVICE_ACCOUNT, "")
+    PodAddress.objects.create(pod=successor, address=pod.address, from_at=successor.started_at)
+    attribute.attribute(attribute.open_leases(), now=timezone.now())
+    lease.refresh_from_db()
+    assert (lease.certainty, lease.pod) == (Certainty.AMBIGUOUS, "")

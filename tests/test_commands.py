@@ -134,6 +134,26 @@ def test_kubectls_own_output_is_taken(tmp_path: Path) -> None:
     assert (result["pods"], result["new"]) == (1, 1)
 
 
+@pytest.mark.parametrize("finished", [None, "2026-11-20T09:30:00Z"])
+def test_a_finished_pod_of_kubectls_output_has_no_address_afterwards(tmp_path: Path, finished: str | None) -> None:
+    status: dict[str, Any] = {"podIPs": [{"ip": "10.1.2.3"}], "startTime": "2026-11-20T09:00:01Z", "phase": "Succeeded"}
+    if finished:
+        status["containerStatuses"] = [{"state": {"terminated": {"finishedAt": finished}}}]
+    later = {"podIPs": [{"ip": "10.1.2.9"}], "startTime": "2026-11-20T11:00:00Z", "phase": "Running"}
+    items = [
+        {
+            "metadata": {"name": name, "namespace": "shop", "uid": name, "creationTimestamp": "2026-11-20T09:00:00Z"},
+            "spec": {"serviceAccountName": "web"},
+            "status": state,
+        }
+        for name, state in (("job", status), ("web", later))
+    ]
+    (tmp_path / "pods.json").write_text(json.dumps({"items": items}))
+    run("import_pods", tmp_path / "pods.json", cluster="c", auth_mount="kubernetes", vault="v")
+    run("ingest", log(tmp_path / "a.log"), vault="v", device="d")
+    assert (Lease.objects.get().certainty, Lease.objects.get().pod) == (Certainty.SERVICE_ACCOUNT, "")
+
+
 @pytest.mark.parametrize("text", ["", "[]", '{"namespace":"x"}', "not json"])
 def test_a_pod_file_that_cannot_be_used_says_why(tmp_path: Path, text: str) -> None:
     (tmp_path / "pods").write_text(text)

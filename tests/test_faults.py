@@ -10,6 +10,7 @@ from django.utils import timezone
 import audit.tasks
 import leases.tasks
 from audit import configuration, doctor
+from audit.management.commands.ingest import stream_named
 from audit.models import AttributionChange, RawBlock, Stream
 from leases import health
 from leases.configuration import load
@@ -150,11 +151,30 @@ def test_a_device_that_writes_raw_secrets_is_refused_before_anything_is_stored(
         '{"time":"2026-11-20T10:00:00Z","type":"request","auth":{"client_token":"hvs.verysecret"},"request":{"id":"2"}}\n'
     )
     Stream.objects.filter(pk=stream.pk).update(path=str(log))
-    assert not audit.tasks.read_on(stream.pk)
+    assert audit.tasks.read_on(stream.pk) is None
     stream.refresh_from_db()
     assert "auth.client_token" in stream.refused
     assert (stream.lines, RawBlock.objects.filter(stream=stream).count()) == (0, 0)
     assert "verysecret" not in stream.refused + state(SourceKind.STREAM, str(stream)).cause
+
+
+def test_a_lookup_policy_without_sudo_is_named(configured: World) -> None:
+    policy = Path(__file__).resolve().parent.parent / "deploy/vault/leasehold-observe.hcl"
+    configured.admin.sys.create_or_update_policy(
+        "leasehold-observe", policy.read_text().replace('"list", "sudo"', '"list"')
+    )
+    try:
+        finding = found("vault demo")
+    finally:
+        configured.admin.sys.create_or_update_policy("leasehold-observe", policy.read_text())
+    assert not finding.ok
+    assert "sudo" in finding.cause
+
+
+def test_a_log_from_the_command_line_does_not_make_the_live_vault_fail(configured: World) -> None:
+    stream_named("demo", "a-device-that-vault-does-not-have", "elsewhere")
+    audit.tasks.check_salts()
+    assert not SourceState.objects.filter(kind=SourceKind.VAULT, ok=False).exists()
 
 
 @pytest.mark.parametrize("model", [Action, ActionStep, RawBlock, AttributionChange])

@@ -143,6 +143,31 @@ def test_a_token_that_somebody_writes_into_a_path_is_redacted_and_stops_nothing(
     assert "[redacted]" in read(line).path
 
 
+@pytest.mark.parametrize("before", [b"\\n", b"\\t", b"\\u003c", b"%22", b"%3C", b"=", b"/", b"x"])
+@pytest.mark.parametrize("token", [b"hvs." + b"A" * 24, b"s." + b"b" * 24])
+def test_a_token_behind_an_escape_is_redacted(before: bytes, token: bytes) -> None:
+    line, count = redact(b'{"path":"secret/' + before + token + b'"}')
+    if before == b"x" and token.startswith(b"s."):
+        assert count == 0  # a longer word that ends in s, such as a host's name
+    else:
+        assert token not in line
+
+
+def test_a_date_that_a_client_writes_where_a_secret_belongs_stops_nothing() -> None:
+    assert read(text(entry(request={"id": "1", "data": {"jwt": "2026-01-01T00:00:00Z"}}))).request_id == "1"
+
+
+def test_what_is_nested_without_end_is_rejected() -> None:
+    nested = b"[" * 5000 + b"]" * 5000
+    with pytest.raises(Rejected, match="nested"):
+        read(b'{"time":"2026-11-20T10:00:00Z","type":"request","request":{"id":"1","data":{"x":' + nested + b"}}}")
+
+
+def test_a_plain_password_of_a_static_role_refuses_the_stream() -> None:
+    with pytest.raises(RawSecret):
+        read(text(entry(response={"data": {"username": HASH, "password": "hunter2"}})))
+
+
 def test_a_nul_in_a_path_stops_nothing() -> None:
     assert "\x00" not in read(text(entry(request={"id": "1", "path": "a\x00b"}))).path
 

@@ -7,7 +7,7 @@ class Migration(migrations.Migration):
     initial = True
 
     dependencies = [
-        ('leases', '0002_initial'),
+        ('leases', '0003_append_only'),
     ]
 
     operations = [
@@ -178,6 +178,10 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name='sighting',
             index=models.Index(condition=models.Q(('username', ''), _negated=True), fields=['device', 'salt_epoch', 'username'], name='sighting_by_username'),
+        ),
+        migrations.AddIndex(
+            model_name='sighting',
+            index=models.Index(condition=models.Q(('data_lease_id', ''), _negated=True), fields=['device', 'salt_epoch', 'data_lease_id'], name='sighting_by_lease_hash'),
         ),
         migrations.AddConstraint(
             model_name='sighting',

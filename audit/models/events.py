@@ -77,6 +77,12 @@ class Sighting(models.Model):
                 name="sighting_by_username",
                 condition=~models.Q(username=""),
             ),
+            # ledger.take_revoke_by_body(): which lease has this hash
+            models.Index(
+                fields=["device", "salt_epoch", "data_lease_id"],
+                name="sighting_by_lease_hash",
+                condition=~models.Q(data_lease_id=""),
+            ),
         ]
 
     def __str__(self) -> str:

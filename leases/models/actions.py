@@ -63,7 +63,7 @@ OPEN_REVOCATION_STATES = [RevocationState.REQUESTED, RevocationState.REVOKING, R
 
 # state -> states that may follow; the only place that says so, and what docs/architecture.md draws
 TRANSITIONS: dict[str, tuple[str, ...]] = {
-    RevocationState.REQUESTED: (RevocationState.REVOKING,),
+    RevocationState.REQUESTED: (RevocationState.REVOKING, RevocationState.FAILED),
     RevocationState.REVOKING: (RevocationState.VERIFYING, RevocationState.FAILED),
     RevocationState.VERIFYING: (RevocationState.VERIFIED, RevocationState.UNVERIFIED, RevocationState.FAILED),
     RevocationState.VERIFIED: (),
