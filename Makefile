@@ -21,7 +21,7 @@ install: $(STAMP)
 $(STAMP): requirements-dev.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Leasehold needs Python 3.11 or newer; this is " + sys.version.split()[0] + ". Name another: make PYTHON=python3.12 ...")'
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { echo "Python's venv module is missing. On Debian or Ubuntu: apt-get install python3-venv"; exit 1; }
-	@echo "==> Making .venv and installing $$(grep -c '==' requirements-dev.txt) pinned packages (about 300 MB, once)"
+	@echo "==> Making .venv and installing $$(grep -c '==' requirements-dev.txt) pinned packages (once; about 300 MB to fetch, 0.9 GB on disk)"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --require-hashes --no-deps --disable-pip-version-check -r requirements-dev.txt 2>&1 \
 		| sed -u -n -e 's/^Collecting \([^ ]*\).*/    \1/p' -e '/^ERROR/p' -e '/^Installing/p' -e '/^Successfully/s/ .*/ installed/p'; \
@@ -38,7 +38,7 @@ demo-down:
 	@if [ -x $(BIN)/python ]; then $(BIN)/python -m demo down; fi
 
 demo-status:
-	@$(BIN)/python -m demo status
+	@$(BIN)/python -m demo status || true
 
 check: install
 	@$(BIN)/ruff format --check .

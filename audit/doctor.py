@@ -9,6 +9,7 @@ import redis
 from django.conf import settings
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
+from kombu.exceptions import OperationalError
 
 from audit import follow
 from audit.ingest import position_of
@@ -46,16 +47,18 @@ def examine() -> Iterator[Finding]:
         yield finding
         if not finding.ok:
             return
-    yield _try("broker", broker)
-    yield _try("workers", workers)
+    yield (answers := _try("broker", broker))
+    if answers.ok:
+        yield _try("workers", workers)
     yield _try("configuration", configured)
+    # before the vaults, whose log-in may wait for a cluster's TokenReview
+    for cluster in Cluster.objects.filter(retired=False).order_by("name"):
+        yield _try(f"cluster {cluster.name}", partial(checks.check_cluster, cluster))
     for vault in Vault.objects.filter(retired=False).order_by("name"):
         yield _try(f"vault {vault.name}", partial(checks.check_vault, vault))
         if vault.respond:
             yield _try(f"vault {vault.name}, revoking", partial(checks.check_responder, vault))
         yield _try(f"vault {vault.name}, auth mounts", partial(auth_mounts, vault))
-    for cluster in Cluster.objects.filter(retired=False).order_by("name"):
-        yield _try(f"cluster {cluster.name}", partial(checks.check_cluster, cluster))
     for database_ in Database.objects.filter(vault__retired=False).select_related("vault").order_by("id"):
         yield _try(f"database {database_.path}", partial(checks.check_database, database_))
     for stream in Stream.objects.filter(retired=False).select_related("device__vault").order_by("id"):
@@ -66,9 +69,12 @@ def _try(what: str, check: Callable[[], None]) -> Finding:
     try:
         check()
     except Exception as error:
-        if not isinstance(error, Explained):
-            raise
-        return Finding(what, False, error.cause, error.fix)
+        if isinstance(error, Explained):
+            return Finding(what, False, error.cause, error.fix)
+        # the text of a foreign error may hold anything, so only its type is named
+        return Finding(
+            what, False, f"It failed in a way nobody thought of ({type(error).__name__})", "Look at the workers' logs."
+        )
     return Finding(what, True)
 
 
@@ -127,7 +133,7 @@ def workers() -> None:
 
     try:
         queues = current_app.control.inspect(timeout=1.5).active_queues() or {}
-    except (redis.RedisError, OSError, ConnectionError):
+    except (redis.RedisError, OSError, ConnectionError, OperationalError):
         queues = {}
     served = {queue["name"] for worker in queues.values() for queue in worker}
     wanted = {"ingest", "watch", "leases", "actions", "reports"}

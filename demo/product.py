@@ -48,7 +48,9 @@ class Product:
             for name, value in self.variables.items()
             if name.startswith(("LEASEHOLD_", "DJANGO_")) and name != "LEASEHOLD_OWNER_DATABASE_URL"
         }
-        return {**_inherited(), **own, "PYTHONUNBUFFERED": "1"}
+        temporary = self.folder / "tmp"
+        temporary.mkdir(exist_ok=True)
+        return {**_inherited(), **own, "PYTHONUNBUFFERED": "1", "TMPDIR": str(temporary)}
 
     def prepare(self) -> None:
         """Migrate, then configure and make the two users. Raises NotReady with the command's last lines."""

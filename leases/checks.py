@@ -3,7 +3,7 @@
 from leases import clients, databases
 from leases.kube import KubeDenied
 from leases.models import Cluster, Database, Vault
-from leases.vault import VaultClient, VaultDenied
+from leases.vault import VaultClient, VaultDenied, VaultError
 
 
 def needed_to_observe(vault: Vault) -> dict[str, list[str]]:
@@ -28,6 +28,15 @@ def check_vault(vault: Vault) -> None:
     client = clients.observer(vault)
     client.ensure_ready()
     _check_capabilities(client, needed_to_observe(vault), policy="leasehold-observe")
+
+
+def is_open(vault: Vault) -> bool:
+    """Whether the server answers that it is unsealed; never raises."""
+    try:
+        health = clients.observer(vault).health()
+    except (VaultError, clients.NotConfigured):
+        return False
+    return health.initialized and not health.sealed
 
 
 def check_responder(vault: Vault) -> None:

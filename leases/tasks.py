@@ -66,9 +66,13 @@ def look_up_vault(vault: Vault) -> None:
 
 @shared_task
 def check_vaults() -> None:
-    """Is each vault there, unsealed, and are the databases' monitoring accounts working?"""
+    """Is each vault there, unsealed, and are the databases' monitoring accounts working?
+
+    A vault that has been unsealed is noticed at the next round, however long its wait: what happens meanwhile is not to be
+    looked up too late. sys/health needs no token and costs nothing.
+    """
     for vault in Vault.objects.filter(retired=False).order_by("id"):
-        if health.may_ask(SourceKind.VAULT, vault.name, now=timezone.now()):
+        if checks.is_open(vault) or health.may_ask(SourceKind.VAULT, vault.name, now=timezone.now()):
             with health.asking(SourceKind.VAULT, vault.name):
                 checks.check_vault(vault)
     for database in Database.objects.exclude(monitor=None).select_related("vault").order_by("id"):
