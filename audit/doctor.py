@@ -15,7 +15,7 @@ from audit import follow
 from audit.ingest import position_of
 from audit.models import Stream
 from leases import checks
-from leases.health import Explained
+from leases.errors import SourceError
 from leases.models import Action, AuthMount, Cluster, Database, Vault
 
 
@@ -29,11 +29,8 @@ class Finding:
     fix: str = ""
 
 
-class _Wrong(Exception):
-    def __init__(self, cause: str, fix: str) -> None:
-        super().__init__(cause)
-        self.cause = cause
-        self.fix = fix
+class _Wrong(SourceError):
+    """A check of this module failed."""
 
 
 def examine() -> Iterator[Finding]:
@@ -69,7 +66,7 @@ def _try(what: str, check: Callable[[], None]) -> Finding:
     try:
         check()
     except Exception as error:
-        if isinstance(error, Explained):
+        if isinstance(error, SourceError):
             return Finding(what, False, error.cause, error.fix)
         # the text of a foreign error may hold anything, so only its type is named
         return Finding(

@@ -6,19 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from leases.errors import SourceError
+
 CHUNK = 4 * 1024 * 1024
 # one entry can be many megabytes (a LIST of every lease); past this a line is taken as it is
 LONGEST_LINE = 64 * 1024 * 1024
 _START = 512
 
 
-class FileUnavailable(Exception):
+class FileUnavailable(SourceError):
     """The audit file cannot be read; cause and fix are for an operator."""
-
-    def __init__(self, cause: str, fix: str) -> None:
-        super().__init__(f"{cause}. {fix}")
-        self.cause = cause
-        self.fix = fix
 
 
 @dataclass(frozen=True, slots=True)

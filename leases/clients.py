@@ -4,19 +4,15 @@ import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 
+from leases.errors import SourceError
 from leases.kube import KubeClient
 from leases.models import Cluster, Database, Vault
 from leases.references import SecretUnavailable, read_secret
 from leases.vault import LoginMethod, VaultClient
 
 
-class NotConfigured(Exception):
+class NotConfigured(SourceError):
     """The configuration has no account for what is asked."""
-
-    def __init__(self, cause: str, fix: str) -> None:
-        super().__init__(f"{cause}. {fix}")
-        self.cause = cause
-        self.fix = fix
 
 
 def observer(vault: Vault) -> VaultClient:

@@ -4,10 +4,10 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
-from typing import Protocol, runtime_checkable
 
 from django.utils import timezone
 
+from leases.errors import SourceError
 from leases.models import Policy, SourceState
 from leases.models.sources import SourceKind
 
@@ -16,14 +16,6 @@ log = logging.getLogger(__name__)
 LONGEST_WAIT = timedelta(seconds=30)
 # a state that says the same as before is written again only this often: pages ask for freshness, not for every poll
 HEARTBEAT = timedelta(seconds=2)
-
-
-@runtime_checkable
-class Explained(Protocol):
-    """An error that can tell an operator what is wrong and what to do."""
-
-    cause: str
-    fix: str
 
 
 def stale_after() -> timedelta:
@@ -84,15 +76,13 @@ def may_ask(kind: SourceKind, name: str, *, now: datetime) -> bool:
 
 @contextmanager
 def asking(kind: SourceKind, name: str, *, vouches: bool = True) -> Iterator[None]:
-    """Runs a block that asks a source; an explained error becomes the source's state instead of a crash.
+    """Runs a block that asks a source; a SourceError becomes the source's state instead of a crash.
 
     Without `vouches` a success says nothing of the whole source: only its own check may call it well again.
     """
     try:
         yield
-    except Exception as error:
-        if not isinstance(error, Explained):
-            raise
+    except SourceError as error:
         report_failure(kind, name, cause=error.cause, fix=error.fix, now=timezone.now())
     else:
         if vouches:

@@ -27,6 +27,7 @@ from urllib3.exceptions import (
     SSLError,
 )
 
+from leases.errors import SourceError
 from leases.references import SecretUnavailable
 
 ANNOTATION_PREFIX = "vault.hashicorp.com/"
@@ -40,16 +41,8 @@ Decoded = TypeVar("Decoded")
 Seen = TypeVar("Seen")
 
 
-class KubeError(Exception):
+class KubeError(SourceError):
     """Kubernetes did not do what was asked. `cause` and `fix` are for an operator and hold no secret."""
-
-    def __init__(self, cause: str, fix: str) -> None:
-        super().__init__(cause, fix)
-        self.cause = cause
-        self.fix = fix
-
-    def __str__(self) -> str:
-        return f"{self.cause}. {self.fix}"
 
 
 class KubeUnreachable(KubeError):

@@ -4,14 +4,11 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from leases.errors import SourceError
 
-class SecretUnavailable(Exception):
+
+class SecretUnavailable(SourceError):
     """A referenced secret cannot be read. `cause` and `fix` are for an operator; the secret itself is never in them."""
-
-    def __init__(self, cause: str, fix: str) -> None:
-        super().__init__(f"{cause}. {fix}")
-        self.cause = cause
-        self.fix = fix
 
 
 def read_secret(reference: Mapping[str, str]) -> str:

@@ -18,6 +18,7 @@ import requests
 from hvac.adapters import RawAdapter
 from urllib3.exceptions import LocationParseError
 
+from leases.errors import SourceError
 from leases.references import SecretUnavailable
 
 # dropping a database user can take long; giving up early would leave its outcome unknown
@@ -34,16 +35,8 @@ _SECRETS = re.compile(
 )
 
 
-class VaultError(Exception):
+class VaultError(SourceError):
     """Vault did not do what was asked. `cause` and `fix` are for an operator and hold no secret."""
-
-    def __init__(self, cause: str, fix: str) -> None:
-        super().__init__(cause, fix)
-        self.cause = cause
-        self.fix = fix
-
-    def __str__(self) -> str:
-        return f"{self.cause}. {self.fix}"
 
 
 class VaultUnreachable(VaultError):

@@ -77,32 +77,19 @@ def extend(cluster: Cluster, *, from_at: datetime, to_at: datetime) -> None:
 def apply(cluster: Cluster, pod: PodSeen, *, gone: bool, now: datetime) -> None:
     """Brings one pod's row and its addresses up to what was seen. Safe to run twice with the same."""
     started_at = pod.started_at or pod.created_at
+    seen = {
+        "namespace": pod.namespace,
+        "name": pod.name,
+        "service_account": pod.service_account,
+        "node": pod.node,
+        "host_network": pod.host_network,
+        "phase": pod.phase,
+        "owner_kind": pod.owner_kind,
+        "owner_name": pod.owner_name,
+        "annotations": pod.annotations,
+    }
     row, _ = Pod.objects.update_or_create(
-        cluster=cluster,
-        uid=pod.uid,
-        defaults={
-            "namespace": pod.namespace,
-            "name": pod.name,
-            "service_account": pod.service_account,
-            "node": pod.node,
-            "host_network": pod.host_network,
-            "phase": pod.phase,
-            "owner_kind": pod.owner_kind,
-            "owner_name": pod.owner_name,
-            "annotations": pod.annotations,
-        },
-        create_defaults={
-            "namespace": pod.namespace,
-            "name": pod.name,
-            "service_account": pod.service_account,
-            "node": pod.node,
-            "host_network": pod.host_network,
-            "phase": pod.phase,
-            "owner_kind": pod.owner_kind,
-            "owner_name": pod.owner_name,
-            "annotations": pod.annotations,
-            "started_at": started_at,
-        },
+        cluster=cluster, uid=pod.uid, defaults=seen, create_defaults={**seen, "started_at": started_at}
     )
     held = {address.address: address for address in row.addresses.filter(to_at=None)}
     if not gone and pod.phase not in {"Succeeded", "Failed"}:

@@ -8,20 +8,14 @@ from datetime import datetime
 from importlib import import_module
 from typing import Protocol
 
+from leases.errors import SourceError
+
 # the words of [[databases]] kind, and the module that speaks to it
 _MODULES = {"postgresql": "leases.databases.postgresql"}
 
 
-class DatabaseError(Exception):
+class DatabaseError(SourceError):
     """A database did not answer what was asked. `cause` and `fix` are for an operator and hold no secret."""
-
-    def __init__(self, cause: str, fix: str) -> None:
-        super().__init__(cause, fix)
-        self.cause = cause
-        self.fix = fix
-
-    def __str__(self) -> str:
-        return f"{self.cause}. {self.fix}"
 
 
 class DatabaseUnreachable(DatabaseError):
