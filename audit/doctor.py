@@ -65,9 +65,9 @@ def examine() -> Iterator[Finding]:
 def _try(what: str, check: Callable[[], None]) -> Finding:
     try:
         check()
+    except SourceError as error:
+        return Finding(what, False, error.cause, error.fix)
     except Exception as error:
-        if isinstance(error, SourceError):
-            return Finding(what, False, error.cause, error.fix)
         # the text of a foreign error may hold anything, so only its type is named
         return Finding(
             what, False, f"It failed in a way nobody thought of ({type(error).__name__})", "Look at the workers' logs."

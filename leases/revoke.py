@@ -148,14 +148,19 @@ def carry_out(revocation_id: int) -> None:
     except VaultError as error:
         # unreachable or sealed: nothing was decided, so the sweep goes on with it
         log.warning("revocation %s waits: %s", revocation.pk, error.cause)
-        _note_once(revocation, LEASE_GONE if revocation.state == RevocationState.VERIFYING else VAULT_ANSWERED, error)
+        _note_once(revocation, _step(revocation), error)
         release(revocation, seconds=5, now=timezone.now())
     except (clients.NotConfigured, clients.SecretUnavailable) as error:
         now = timezone.now()
         with transaction.atomic():
-            note(revocation, VAULT_ANSWERED, Outcome.FAILED, f"{error.cause}. {error.fix}", now=now)
+            note(revocation, _step(revocation), Outcome.FAILED, str(error), now=now)
             move(revocation, RevocationState.FAILED, now=now)
             mark(revocation.lease, LeaseState.REVOKING, LeaseState.LIVE, now=now)
+
+
+def _step(revocation: Revocation) -> str:
+    """The step that it is at, for the receipt."""
+    return LEASE_GONE if revocation.state == RevocationState.VERIFYING else VAULT_ANSWERED
 
 
 def _end_if_gone(revocation: Revocation) -> None:

@@ -72,7 +72,7 @@ def check_vaults() -> None:
     looked up too late. sys/health needs no token and costs nothing.
     """
     for vault in Vault.objects.filter(retired=False).order_by("id"):
-        if checks.is_open(vault) or health.may_ask(SourceKind.VAULT, vault.name, now=timezone.now()):
+        if health.may_ask(SourceKind.VAULT, vault.name, now=timezone.now()) or checks.is_open(vault):
             with health.asking(SourceKind.VAULT, vault.name):
                 checks.check_vault(vault)
     for database in Database.objects.exclude(monitor=None).select_related("vault").order_by("id"):
