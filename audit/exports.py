@@ -140,7 +140,9 @@ def _lease(lease: Lease) -> Row:
 
 def events(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
     """One row per request to a vault in [from, to), own ones included and marked."""
-    rows = Event.objects.filter(at__gte=from_at, at__lt=to_at).select_related("vault").order_by("at", "id")
+    rows = (
+        Event.objects.filter(at__gte=from_at, at__lt=to_at).select_related(*Event.SPELLED_OUT).order_by("at", "request")
+    )
     for event in rows.iterator(chunk_size=2000):
         yield {
             "at": event.at,
@@ -148,10 +150,10 @@ def events(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
             "request_id": event.request_id,
             "operation": event.operation,
             "path": event.path,
-            "vault_namespace": event.namespace_path,
-            "address": event.address,
-            "display_name": event.display_name,
-            "entity_id": event.entity_id,
+            "vault_namespace": event.what.namespace_path,
+            "address": event.address.text,
+            "display_name": event.who.display_name,
+            "entity_id": event.who.entity_id,
             "lease_id": event.lease_id,
             "error": event.error,
             "own": event.own,

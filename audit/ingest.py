@@ -1,24 +1,32 @@
-"""Lines -> raw block, events, sightings and ledger, in one transaction with the stream's new position."""
+"""A chunk of lines -> raw blocks, events, sightings, hourly counts, coverage and ledger, in one transaction with the stream's
+new position.
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any
+`prepare` needs no transaction and can run for the next chunk while this one is being stored; `store` is the transaction.
+"""
 
-import msgspec
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import fields
+from datetime import UTC, datetime, timedelta
+
 from django.db import connection, transaction
 
-from audit import blocks, ledger
+from audit import blocks, coverage, intern, ledger, partitions, rollups, tables
+from audit.batch import OLDEST, Batch, Counts, Limits, hour, take_apart
 from audit.follow import Chunk, Position
-from audit.lines import Half, RawSecret, Rejected, read, redact
-from audit.models import RejectedLine, Sighting, Stream
+from audit.lines import NOBODY
+from audit.merge import absorb, content_of
+from audit.models import Stream
+from audit.plan import Plan, key_of, mark_own, plan_row
+from audit.secrets import RawSecret
+from leases.models import Policy
 
-EVENT_COLUMNS = (
-    "vault_id, request_id, at, request_at, response_at, operation, path, mount_point, mount_type, namespace_path, "
-    "address, display_name, entity_id, token_type, policies, metadata, lease_id, error, own"
-)
+__all__ = ["Counts", "ingest", "ingest_all", "position_of"]
 
-
+# a server's clock may be ahead of ours; beyond this a time is absurd
+AHEAD = timedelta(days=2)
+COUNTED = [item.name for item in fields(Counts)]
 # the columns of Stream that ingestion writes; the others are configure's
 INGEST_OWNS = [
     "file_inode",
@@ -26,60 +34,18 @@ INGEST_OWNS = [
     "offset",
     "sequence",
     "head",
-    "lines",
-    "duplicates",
-    "rejected",
-    "redacted",
+    *COUNTED,
     "last_line_at",
     "read_at",
     "unread_bytes",
 ]
 
 
-@dataclass(slots=True)
-class Counts:
-    """What became of the lines. lines = parts + duplicates + rejected; redacted and conflicts are counted beside."""
-
-    lines: int = 0
-    parts: int = 0
-    duplicates: int = 0
-    rejected: int = 0
-    redacted: int = 0
-    conflicts: int = 0
-
-    def add(self, other: "Counts") -> None:
-        for name in ("lines", "parts", "duplicates", "rejected", "redacted", "conflicts"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-
-
-@dataclass(slots=True)
-class Batch:
-    """A chunk of lines, taken apart."""
-
-    halves: list[Half] = field(default_factory=list)
-    rejected: list[tuple[int, str]] = field(default_factory=list)
-    text: bytes = b""
-    counts: Counts = field(default_factory=Counts)
-
-
-def take_apart(lines: bytes) -> Batch:
-    """Redacts, reads and counts. Raises RawSecret; nothing of such a batch may be kept."""
-    batch = Batch()
-    kept = []
-    for number, raw in enumerate(lines.split(b"\n")):
-        if not raw.strip():
-            continue
-        line, redactions = redact(raw)
-        kept.append(line)
-        batch.counts.lines += 1
-        batch.counts.redacted += redactions
-        try:
-            batch.halves.append(read(line))
-        except Rejected as error:
-            batch.rejected.append((number, str(error)[:500]))
-            batch.counts.rejected += 1
-    batch.text = b"\n".join(kept) + b"\n" if kept else b""
-    return batch
+def limits(*, now: datetime) -> Limits:
+    """Which times are taken. Whole days, so that a day's partition is either kept or gone."""
+    days = Policy.current().event_days
+    oldest = datetime.combine((now - timedelta(days=days)).date(), datetime.min.time(), UTC) if days else OLDEST
+    return Limits(oldest=max(oldest, OLDEST), newest=now + AHEAD)
 
 
 def ingest(stream_id: int, chunk: Chunk, *, expected: Position | None, now: datetime) -> Counts:
@@ -88,201 +54,176 @@ def ingest(stream_id: int, chunk: Chunk, *, expected: Position | None, now: date
     A stream whose device writes raw secrets is refused: nothing of the chunk is stored. Raises RawSecret then.
     """
     try:
-        batch = take_apart(chunk.lines)
+        batch = take_apart(chunk.lines, offset=chunk.offset_from, limits=limits(now=now))
     except RawSecret as error:
-        Stream.objects.filter(pk=stream_id).update(
-            refused=f"{error.field} stands in plain text; the device runs with log_raw or the field is not HMAC'd",
-            read_at=now,
-        )
+        refuse(stream_id, error, now=now)
         raise
+    return store(stream_id, batch, chunk, expected=expected, now=now)
+
+
+def ingest_all(
+    stream_id: int, chunks: Iterable[Chunk], *, expected: Position | None, now: datetime
+) -> Iterator[Counts]:
+    """As ingest(), chunk by chunk, for a backlog: the next chunk is taken apart while this one is being stored.
+
+    Ends early (without an error) when another worker has moved the stream on.
+    """
+    within = limits(now=now)
+    with closing(iter(chunks)) as source, ThreadPoolExecutor(1, thread_name_prefix="parse") as parser:  # type: ignore[type-var]
+
+        def next_one() -> tuple[Chunk, Batch] | None:
+            chunk = next(source, None)
+            if chunk is None:
+                return None
+            return chunk, take_apart(chunk.lines, offset=chunk.offset_from, limits=within)
+
+        waiting = parser.submit(next_one)
+        while True:
+            try:
+                item = waiting.result()
+            except RawSecret as error:
+                refuse(stream_id, error, now=now)
+                raise
+            if item is None:
+                return
+            waiting = parser.submit(next_one)
+            chunk, batch = item
+            counts = store(stream_id, batch, chunk, expected=expected, now=now)
+            if not counts.lines and batch.lines:
+                return
+            if expected is not None:
+                expected = chunk.position
+            yield counts
+
+
+def refuse(stream_id: int, error: RawSecret, *, now: datetime) -> None:
+    Stream.objects.filter(pk=stream_id).update(
+        refused=f"{error.field} stands in plain text; the device runs with log_raw or the field is not HMAC'd",
+        read_at=now,
+    )
+
+
+def store(stream_id: int, batch: Batch, chunk: Chunk, *, expected: Position | None, now: datetime) -> Counts:
+    """The transaction: all of it, or nothing."""
+    stream = Stream.objects.select_related("device__vault").get(pk=stream_id)
+    intern_all(stream, batch)
+    try:
+        return _store_alone(stream, batch, chunk, expected=expected, now=now)
+    except BaseException:
+        # ids that were made inside the transaction are gone with it
+        intern.forget()
+        raise
+
+
+def _store_alone(stream: Stream, batch: Batch, chunk: Chunk, *, expected: Position | None, now: datetime) -> Counts:
     with transaction.atomic():
         with connection.cursor() as cursor:
-            cursor.execute("SELECT pg_advisory_xact_lock(hashtext('ingest'), %s)", [stream_id])
-        stream = Stream.objects.select_related("device__vault").get(pk=stream_id)
+            # one writer a vault: whoever tells of an event first, the others find it
+            cursor.execute("SELECT pg_advisory_xact_lock(hashtext('ingest'), %s)", [stream.device.vault_id])
+        stream = Stream.objects.select_related("device__vault").get(pk=stream.pk)
         if expected is not None and position_of(stream) != expected:
             return Counts()
-        return _store(stream, batch, chunk, followed=expected is not None, now=now)
-
-
-def _store(stream: Stream, batch: Batch, chunk: Chunk, *, followed: bool, now: datetime) -> Counts:
-    counts = batch.counts
-    known = {
-        sighting.event.request_id: sighting
-        for sighting in Sighting.objects.filter(
-            stream=stream,
-            event__vault=stream.device.vault_id,
-            event__request_id__in={half.request_id for half in batch.halves},
-        ).select_related("event")
-    }
-    fresh = []
-    seen: set[tuple[str, str]] = set()
-    for half in batch.halves:
-        before = known.get(half.request_id)
-        had = before and (before.request_block if half.kind == "request" else before.response_block) is not None
-        if had or (half.request_id, half.kind) in seen:
-            counts.duplicates += 1
-            continue
-        seen.add((half.request_id, half.kind))
-        fresh.append(half)
-    counts.parts = len(fresh)
-    # a followed file gives each line once; on the command line a file may be taken again
-    new_rejects = batch.rejected and (followed or chunk.offset_from >= stream.offset)
-    if fresh or new_rejects:
-        block = blocks.append(
-            stream,
-            batch.text,
-            count=counts.lines,
-            offset_from=chunk.offset_from,
-            offset_to=chunk.position.offset,
-            now=now,
-        )
-        RejectedLine.objects.bulk_create(
-            [
-                RejectedLine(stream=stream, block_sequence=block.sequence, line_number=number, reason=reason, at=now)
-                for number, reason in batch.rejected
-            ]
-        )
-        write_events(stream, fresh, own_accessors=ledger.own_accessors(stream, {half.accessor for half in fresh}))
-        write_sightings(stream, fresh, block.sequence)
-        with connection.cursor() as cursor:
-            # one at a time: two streams that tell of a login and of its lease at once would each miss the other's half
-            cursor.execute("SELECT pg_advisory_xact_lock(hashtext('ledger'), %s)", [stream.device.vault_id])
-        ledger.apply(stream, fresh, now=now)
-        stream.last_line_at = max((half.at for half in fresh), default=stream.last_line_at)
-    stream.file_inode, stream.file_start = chunk.position.inode, chunk.position.start
-    stream.offset, stream.unread_bytes, stream.read_at = chunk.position.offset, chunk.unread, now
-    stream.lines += counts.lines
-    stream.duplicates += counts.duplicates
-    stream.rejected += counts.rejected
-    stream.redacted += counts.redacted
-    stream.save(update_fields=INGEST_OWNS)
-    return counts
+        partitions.make_for(_days(batch))
+        return _store(stream, batch, chunk, now=now)
 
 
 def position_of(stream: Stream) -> Position:
     return Position(inode=stream.file_inode, start=stream.file_start, offset=stream.offset)
 
 
-def merge(halves: Iterable[Half]) -> dict[str, dict[str, Any]]:
-    """Halves -> one row per request. The request's own words win; what only the response knows is added."""
-    rows: dict[str, dict[str, Any]] = {}
-    for half in sorted(halves, key=lambda half: half.kind):  # "request" before "response"
-        row = rows.setdefault(half.request_id, {"request_at": None, "response_at": None, "at": half.at})
-        row[f"{half.kind}_at"] = half.at
-        row["accessors"] = row.get("accessors", set()) | {half.accessor}
-        for name in (
-            "operation",
-            "path",
-            "mount_point",
-            "mount_type",
-            "namespace_path",
-            "address",
-            "display_name",
-            "entity_id",
-            "token_type",
-            "policies",
-            "metadata",
-            "lease_id",
-            "error",
-        ):
-            row[name] = row.get(name) or getattr(half, name)
-    return rows
+def intern_all(stream: Stream, batch: Batch) -> None:
+    """Outside of the transaction, see audit.intern."""
+    whats, whos, texts, accessors = set(), set(), set(), set()
+    for row in batch.rows.values():
+        for half in row:
+            if half is not None:
+                whats.add(half.what)
+                whos.add(half.who)
+                texts.add(half.address)
+                if half.lease_id:
+                    texts.add(half.lease_id)
+                if half.error:
+                    texts.add(half.error)
+                if half.accessor:
+                    accessors.add(half.accessor)
+                if half.answer is not None and half.answer.new_accessor:
+                    accessors.add(half.answer.new_accessor)
+                    whos.add(half.answer.new_who)
+    texts.update(rollups.targets(whats))
+    # what a half leaves empty its other half may fill: the merged text is another one
+    for row in batch.rows.values():
+        request, response = row
+        if request is not None and response is not None and request.what != response.what:
+            whats.add(absorb(content_of(request), response).what)
+        if request is not None and response is not None and request.who != response.who and request.who != NOBODY:
+            whos.add(absorb(content_of(request), response).who)
+    intern.whats(whats)
+    intern.whos(whos)
+    intern.texts(texts)
+    device, epoch = stream.device_id, stream.device.salt_epoch
+    intern.tokens([(device, epoch, accessor) for accessor in accessors])
 
 
-def write_events(stream: Stream, halves: list[Half], *, own_accessors: set[str]) -> None:
-    """Inserts or completes. Sorted by request id, so that two streams of one vault never wait for each other in a ring."""
-    rows = sorted(merge(halves).items())
-    encode = msgspec.json.encode
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            f"""
-            INSERT INTO audit_event AS e ({EVENT_COLUMNS})
-            VALUES (%s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s::jsonb, %s::jsonb, %s, %s, %s)
-            ON CONFLICT (vault_id, request_id) DO UPDATE SET
-              request_at = COALESCE(e.request_at, excluded.request_at),
-              response_at = COALESCE(e.response_at, excluded.response_at),
-              at = COALESCE(e.request_at, excluded.request_at, e.at),
-              operation = COALESCE(NULLIF(e.operation, ''), excluded.operation),
-              path = COALESCE(NULLIF(e.path, ''), excluded.path),
-              mount_point = COALESCE(NULLIF(e.mount_point, ''), excluded.mount_point),
-              mount_type = COALESCE(NULLIF(e.mount_type, ''), excluded.mount_type),
-              namespace_path = COALESCE(NULLIF(e.namespace_path, ''), excluded.namespace_path),
-              address = COALESCE(NULLIF(e.address, ''), excluded.address),
-              display_name = COALESCE(NULLIF(e.display_name, ''), excluded.display_name),
-              entity_id = COALESCE(NULLIF(e.entity_id, ''), excluded.entity_id),
-              token_type = COALESCE(NULLIF(e.token_type, ''), excluded.token_type),
-              policies = CASE WHEN e.policies = '[]'::jsonb THEN excluded.policies ELSE e.policies END,
-              metadata = CASE WHEN e.metadata = '{{}}'::jsonb THEN excluded.metadata ELSE e.metadata END,
-              lease_id = COALESCE(NULLIF(e.lease_id, ''), excluded.lease_id),
-              error = COALESCE(NULLIF(e.error, ''), excluded.error),
-              own = e.own OR excluded.own
-            """,  # noqa: S608 (column names are the constant above)
-            [
-                (
-                    stream.device.vault_id,
-                    request_id,
-                    row["request_at"] or row["response_at"],
-                    row["request_at"],
-                    row["response_at"],
-                    row["operation"],
-                    row["path"],
-                    row["mount_point"],
-                    row["mount_type"],
-                    row["namespace_path"],
-                    row["address"],
-                    row["display_name"],
-                    row["entity_id"],
-                    row["token_type"],
-                    encode(row["policies"]).decode(),
-                    encode(row["metadata"]).decode(),
-                    row["lease_id"],
-                    row["error"],
-                    bool(row["accessors"] & own_accessors),
-                )
-                for request_id, row in rows
-            ],
-        )
+def intern_changed(plan: Plan) -> None:
+    """What known events were and become. Inside of the transaction: what two halves make together may be new."""
+    contents = [content for pair in plan.changed.values() for content in pair]
+    whats = {content.what for content in contents}
+    intern.whats(whats)
+    intern.whos({content.who for content in contents})
+    texts = {text for c in contents for text in (c.address, c.lease_id, c.error)} - {""}
+    intern.texts(texts | {content.address for content in contents} | rollups.targets(whats))
 
 
-def write_sightings(stream: Stream, halves: list[Half], sequence: int) -> None:
-    """This stream's record of each event, with this device's HMACs."""
-    rows: dict[str, dict[str, Any]] = {}
-    for half in halves:
-        row = rows.setdefault(half.request_id, {"request_block": None, "response_block": None})
-        row[f"{half.kind}_block"] = sequence
-        for name in ("accessor", "new_accessor", "username", "data_lease_id", "data_accessor"):
-            row[name] = row.get(name) or getattr(half, name)
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            """
-            INSERT INTO audit_sighting AS s (event_id, stream_id, device_id, salt_epoch, request_block, response_block,
-                                             accessor, new_accessor, username, data_lease_id, data_accessor)
-            SELECT e.id, %s, %s, %s, %s, %s, %s, %s, %s, %s, %s FROM audit_event e
-            WHERE e.vault_id = %s AND e.request_id = %s
-            ON CONFLICT (event_id, stream_id) DO UPDATE SET
-              request_block = COALESCE(s.request_block, excluded.request_block),
-              response_block = COALESCE(s.response_block, excluded.response_block),
-              accessor = COALESCE(NULLIF(s.accessor, ''), excluded.accessor),
-              new_accessor = COALESCE(NULLIF(s.new_accessor, ''), excluded.new_accessor),
-              username = COALESCE(NULLIF(s.username, ''), excluded.username),
-              data_lease_id = COALESCE(NULLIF(s.data_lease_id, ''), excluded.data_lease_id),
-              data_accessor = COALESCE(NULLIF(s.data_accessor, ''), excluded.data_accessor)
-            """,
-            [
-                (
-                    stream.pk,
-                    stream.device_id,
-                    stream.device.salt_epoch,
-                    row["request_block"],
-                    row["response_block"],
-                    row["accessor"],
-                    row["new_accessor"],
-                    row["username"],
-                    row["data_lease_id"],
-                    row["data_accessor"],
-                    stream.device.vault_id,
-                    request_id,
-                )
-                for request_id, row in sorted(rows.items())
-            ],
-        )
+def _days(batch: Batch) -> set[datetime]:
+    found = {hour(half.at).replace(hour=0) for row in batch.rows.values() for half in row if half is not None}
+    return found | {block.until.replace(hour=0, minute=0, second=0, microsecond=0) for block in batch.blocks}
+
+
+def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Counts:
+    plan = make_plan(stream, batch)
+    intern_changed(plan)
+    used = {half.block for half in plan.fresh} | {r.block for r in plan.rejects} | {c.half.block for c in plan.clashes}
+    sequences = blocks.append(stream, [(number, batch.blocks[number]) for number in sorted(used)], now=now)
+    tables.add_rejects(stream, plan.rejects, sequences, now=now)
+    tables.add_clashes(stream, plan.clashes, sequences, now=now)
+    tables.add_sightings(stream, plan, sequences)
+    tables.add_events(stream, plan)
+    rollups.count(stream.device.vault_id, tables.deltas(plan))
+    coverage.count(stream, batch, plan, now=now)
+    ledger.apply(stream, plan, now=now)
+    counts = Counts(
+        lines=batch.lines,
+        parts=len(plan.fresh),
+        duplicates=plan.duplicates.total(),
+        rejected=len(plan.rejects),
+        expired=batch.expired.total(),
+        conflicts=len(plan.clashes),
+        redacted=batch.redacted.total(),
+    )
+    stream.file_inode, stream.file_start = chunk.position.inode, chunk.position.start
+    stream.offset, stream.unread_bytes, stream.read_at = chunk.position.offset, chunk.unread, now
+    if plan.fresh:
+        newest = max(half.at for half in plan.fresh)
+        stream.last_line_at = max(stream.last_line_at or newest, newest)
+    for name in COUNTED:
+        setattr(stream, name, getattr(stream, name) + getattr(counts, name))
+    stream.save(update_fields=INGEST_OWNS)
+    return counts
+
+
+def make_plan(stream: Stream, batch: Batch) -> Plan:
+    """Which of these halves are new, and what they add to what is known."""
+    keys = {key_of(request_id)[0]: request_id for request_id in batch.rows}
+    known = tables.known(stream, keys, batch)
+    plan = Plan(duplicates=batch.duplicates.copy())
+    for key, request_id in keys.items():
+        plan_row(plan, key, request_id, batch.rows[request_id], known.get(key))
+    plan.rejects, again = tables.only_new_rejects(stream, batch.rejects)
+    for reject in again:
+        plan.duplicates[hour(reject.after or OLDEST)] += 1
+    plan.clashes, told = tables.only_new_clashes(stream, [*batch.clashes, *plan.clashes])
+    for clash in told:
+        plan.duplicates[hour(clash.half.at)] += 1
+    for key in tables.own_keys(stream, plan):
+        mark_own(plan, key)
+    return plan

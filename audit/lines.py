@@ -5,55 +5,37 @@ read are declared, so that unknown ones pass; a declared one of the wrong type r
 """
 
 import hashlib
-import re
 from datetime import UTC, datetime
-from typing import Any
 
 import msgspec
 
-# text that looks like a token of Vault or OpenBao, or like a signed JWT, wherever it stands
-# (what precedes it may be a JSON or percent escape, whose last character is a letter or a digit)
-TOKEN_SHAPED = re.compile(
-    rb"hv[sbr]\.[A-Za-z0-9_-]{20,}"
-    rb"|(?:(?<![A-Za-z0-9_-])|(?<=\\[bfnrt])|(?<=\\u[0-9A-Fa-f]{4})|(?<=%[0-9A-Fa-f]{2}))[sbr]\.[A-Za-z0-9_-]{24,}"
-    rb"|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"
-)
-# Vault leaves text that looks like a time as it is, also where it hashes everything else
-TIME_SHAPED = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d+)?(?:Z|[+-]\d\d:\d\d)")
-REDACTED = b"[redacted]"
-HMAC = "hmac-sha256:"
+from audit.intern import What, Who
+from audit.models.events import Kind
+
 # no id of Vault is that long, and an index row has a limit
 LONGEST_ID = 1000
+_NONE = msgspec.Raw(b"")
 
 
 class Rejected(Exception):
     """The line is no audit entry; the message is the reason."""
 
 
-class RawSecret(Exception):
-    """A field that an HMAC must cover stands in plain text: nothing of this stream may be stored."""
-
-    def __init__(self, field: str) -> None:
-        super().__init__(field)
-        self.field = field
-
-
-class Auth(msgspec.Struct):
-    client_token: str | None = None
+# gc=False: these hold no cycles, and millions of them would keep the collector busy
+class Auth(msgspec.Struct, gc=False):
     accessor: str | None = None
     display_name: str | None = None
-    policies: list[str] | None = None
-    metadata: dict[str, str] | None = None
+    policies: msgspec.Raw = _NONE
+    metadata: msgspec.Raw = _NONE
     entity_id: str | None = None
     token_type: str | None = None
 
 
-class Namespace(msgspec.Struct):
-    id: str | None = None
+class Namespace(msgspec.Struct, gc=False):
     path: str | None = None
 
 
-class Request(msgspec.Struct):
+class Request(msgspec.Struct, gc=False):
     id: str | None = None
     operation: str | None = None
     path: str | None = None
@@ -61,25 +43,25 @@ class Request(msgspec.Struct):
     mount_type: str | None = None
     namespace: Namespace | None = None
     remote_address: str | None = None
-    client_token: str | None = None
     client_token_accessor: str | None = None
-    data: dict[str, Any] | None = None
+    # read only where it names a lease or a token: it can be megabytes
+    data: msgspec.Raw = _NONE
 
 
-class Secret(msgspec.Struct):
+class Secret(msgspec.Struct, gc=False):
     lease_id: str | None = None
 
 
-class Response(msgspec.Struct):
+class Response(msgspec.Struct, gc=False):
     auth: Auth | None = None
     secret: Secret | None = None
     mount_point: str | None = None
     mount_type: str | None = None
     # read only where it holds a credential: lists can be megabytes
-    data: msgspec.Raw = msgspec.Raw(b"")
+    data: msgspec.Raw = _NONE
 
 
-class Entry(msgspec.Struct):
+class Entry(msgspec.Struct, gc=False):
     time: str
     type: str
     auth: Auth | None = None
@@ -88,162 +70,216 @@ class Entry(msgspec.Struct):
     error: str | None = None
 
 
-class Half(msgspec.Struct, frozen=True):
-    """What one line says of one request. `accessor` and the like are HMACs of the device (or plain where tuned so)."""
+class Named(msgspec.Struct, gc=False):
+    """What of a request's or a response's data is read: HMACs of the device, or plain text where it is tuned so."""
+
+    lease_id: object = None
+    accessor: object = None
+    username: object = None
+
+
+class Answer(msgspec.Struct, gc=False):
+    """What a successful response did that the ledger must know of."""
+
+    # of the token that it created
+    new_accessor: str = ""
+    new_who: Who = ("", "", "", "", "")
+    # database user in the response of a credential read
+    username: str = ""
+    # lease id and accessor in the request's data (renew, revoke, revoke-accessor)
+    data_lease_id: str = ""
+    data_accessor: str = ""
+
+
+class Half(msgspec.Struct, gc=False):
+    """What one line says of one request. Accessors are HMACs of the device, or plain where it is tuned so."""
 
     request_id: str
-    kind: str  # "request" | "response"
+    is_response: bool
     at: datetime
-    operation: str
-    path: str
-    mount_point: str
-    mount_type: str
-    namespace_path: str
+    what: What
+    who: Who
     address: str
-    display_name: str
-    entity_id: str
-    token_type: str
-    policies: list[str]
-    metadata: dict[str, str]
     lease_id: str
     error: str
     accessor: str
-    # of the token that the response created
-    new_accessor: str
-    new_metadata: dict[str, str]
-    new_display_name: str
-    new_entity_id: str
-    new_token_type: str
-    new_policies: list[str]
-    username: str
-    data_lease_id: str
-    data_accessor: str
+    kind: int
+    answer: Answer | None
+    # where the line stands in its batch: block, and line in that block, both from 0
+    block: int
+    number: int
 
 
-_decode = msgspec.json.Decoder(Entry).decode
-_decode_data = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
+_decode_entry = msgspec.json.Decoder(Entry).decode
+_decode_named = msgspec.json.Decoder(Named).decode
+_decode_metadata = msgspec.json.Decoder(dict[str, str] | None).decode
+_decode_policies = msgspec.json.Decoder(list[str] | None).decode
+_sorted = msgspec.json.Encoder(order="deterministic")
+
+RENEWS = ("sys/leases/renew", "sys/renew")
+ENDS = ("sys/leases/revoke", "sys/revoke", "auth/token/revoke")
+NOBODY: Who = ("", "", "", "", "")
 
 
-def redact(line: bytes) -> tuple[bytes, int]:
-    """The line without token-shaped text, and how often some was taken out. Anybody can put such text into a path."""
-    return TOKEN_SHAPED.subn(REDACTED, line)
-
-
-def read(line: bytes) -> Half:
-    """One line, already redacted. Raises Rejected, or RawSecret where tokens stand in plain text."""
-    # a device's `prefix` option puts text before the entry
-    start = line.find(b"{")
-    if start < 0:
-        raise Rejected("not JSON: no object on the line")
-    # PostgreSQL's text holds no NUL, and anybody can put one into a path
-    text = line[start:].replace(b"\\u0000", b"\\ufffd").replace(b"\x00", b"")
+def read(line: bytes, block: int = 0, number: int = 0) -> Half:
+    """One clean line (secrets.clean, where it was suspect). Raises Rejected."""
     try:
-        entry = _decode(text)
+        return half(decode(line), line, block, number)
     except msgspec.ValidationError as error:
         raise Rejected(f"not an audit entry: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise Rejected(f"not JSON: {error}") from error
     except RecursionError as error:
         raise Rejected("nested too deeply") from error
-    if entry.type not in {"request", "response"}:
-        raise Rejected(f"unknown type {entry.type[:40]!r}")
-    refuse_raw_secrets(entry)
-    return half(entry, line)
+    except ValueError as error:
+        raise Rejected("no time that can be read") from error
 
 
-def refuse_raw_secrets(entry: Entry) -> None:
-    """Raises RawSecret if a token or a password stands where its HMAC must stand (`log_raw`)."""
-    auth, request = entry.auth or Auth(), entry.request or Request()
-    response_auth = (entry.response.auth if entry.response else None) or Auth()
-    for field, value in (
-        ("auth.client_token", auth.client_token),
-        ("request.client_token", request.client_token),
-        ("response.auth.client_token", response_auth.client_token),
-        ("request.data.jwt", (request.data or {}).get("jwt")),
-        ("request.data.secret_id", (request.data or {}).get("secret_id")),
-    ):
-        if is_raw(value):
-            raise RawSecret(field)
-    # a credential of a static role has no lease, so this does not wait for one
-    if entry.response and b'"password"' in bytes(entry.response.data):
-        credential_name(entry.response.data)
+def decode(line: bytes) -> Entry:
+    """Raises what msgspec raises."""
+    if line[:1] != b"{":
+        # a device's `prefix` option puts text before the entry
+        start = line.find(b"{")
+        if start < 0:
+            raise Rejected("not JSON: no object on the line")
+        line = line[start:]
+    return _decode_entry(line)
 
 
-def is_raw(value: object) -> bool:
-    """Text where the device should have written a hash. A client can choose a time, which is left as it is."""
-    return isinstance(value, str) and bool(value) and not value.startswith(HMAC) and not TIME_SHAPED.fullmatch(value)
+def without_nul(line: bytes) -> bytes:
+    """PostgreSQL's text holds no NUL, and anybody can put one into a path. For reading only: what is kept is the line itself."""
+    return line.replace(b"\\u0000", b"\\ufffd").replace(b"\x00", b"")
 
 
-def half(entry: Entry, line: bytes) -> Half:
+def half(entry: Entry, line: bytes, block: int, number: int) -> Half:
+    kind_of_entry = entry.type
+    if kind_of_entry == "response":
+        is_response, other_type = True, ""
+    elif kind_of_entry == "request":
+        is_response, other_type = False, ""
+    elif not kind_of_entry:
+        raise Rejected("the entry's type is empty")
+    else:
+        # Enterprise has more (`kmip-request`): kept, under their own name
+        base, _, end = kind_of_entry.rpartition("-")
+        is_response, other_type = end == "response", (base if end in {"request", "response"} else kind_of_entry)[:40]
     request = entry.request or Request()
-    response = entry.response or Response()
-    auth = entry.auth or Auth()
-    new_auth = response.auth or Auth()
-    data = request.data or {}
-    lease_id = (response.secret.lease_id if response.secret else None) or ""
-    for name, value in (("request.id", request.id), ("lease_id", lease_id), ("accessor", auth.accessor)):
-        if value and len(value) > LONGEST_ID:
-            raise Rejected(f"{name} is longer than {LONGEST_ID} characters")
-    username = ""
-    if lease_id and response.data:
-        username = credential_name(response.data)
+    response = entry.response
+    auth = entry.auth
+    if auth is None:
+        who, accessor = NOBODY, request.client_token_accessor or ""
+    else:
+        who, accessor = identity(auth), auth.accessor or request.client_token_accessor or ""
+    path = request.path or ""
+    mount_point, mount_type, lease_id = request.mount_point, request.mount_type, ""
+    if response is not None:
+        mount_point, mount_type = mount_point or response.mount_point, mount_type or response.mount_type
+        if response.secret is not None:
+            lease_id = response.secret.lease_id or ""
+    kind, answer = 0, None
+    error = entry.error or ""
+    if is_response and not error:
+        kind, answer = outcome(path, request, response, lease_id)
+    request_id = request.id
+    if not request_id:
+        request_id = "sha256:" + hashlib.sha256(line).hexdigest()
+    elif len(request_id) != 36 or len(lease_id) > 200 or len(accessor) > 200:
+        refuse_endless(request_id, lease_id, accessor)
+    time = entry.time
     return Half(
-        request_id=request.id or "sha256:" + hashlib.sha256(line).hexdigest(),
-        kind=entry.type,
-        at=moment(entry.time),
-        operation=request.operation or "",
-        path=request.path or "",
-        mount_point=request.mount_point or response.mount_point or "",
-        mount_type=request.mount_type or response.mount_type or "",
-        namespace_path=(request.namespace.path if request.namespace else None) or "",
-        address=request.remote_address or "",
-        display_name=auth.display_name or "",
-        entity_id=auth.entity_id or "",
-        token_type=auth.token_type or "",
-        policies=auth.policies or [],
-        metadata=auth.metadata or {},
-        lease_id=lease_id,
-        error=(entry.error or "")[:2000],
-        accessor=auth.accessor or request.client_token_accessor or "",
-        new_accessor=new_auth.accessor or "",
-        new_metadata=new_auth.metadata or {},
-        new_display_name=new_auth.display_name or "",
-        new_entity_id=new_auth.entity_id or "",
-        new_token_type=new_auth.token_type or "",
-        new_policies=new_auth.policies or [],
-        username=username,
-        data_lease_id=_text(data.get("lease_id")),
-        data_accessor=_text(data.get("accessor")),
+        request_id,
+        is_response,
+        datetime.fromisoformat(time[:26] + "+00:00") if time[-1:] == "Z" and len(time) > 27 else moment(time),
+        (
+            other_type,
+            request.operation or "",
+            path,
+            mount_point or "",
+            mount_type or "",
+            (request.namespace.path if request.namespace is not None else None) or "",
+        ),
+        who,
+        request.remote_address or "",
+        lease_id,
+        error[:2000],
+        accessor,
+        kind,
+        answer,
+        block,
+        number,
     )
 
 
-def credential_name(data: msgspec.Raw) -> str:
-    """The user's name (an HMAC, or plain where the mount is tuned so). Raises RawSecret if a password is in plain text."""
-    try:
-        values = _decode_data(data)
-        password = msgspec.json.decode(values["password"]) if "password" in values else None
-        username = msgspec.json.decode(values["username"]) if "username" in values else None
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise Rejected(f"not JSON: {error}") from error
-    except RecursionError as error:
-        raise Rejected("nested too deeply") from error
-    if is_raw(password):
-        raise RawSecret("response.data.password")
-    return _text(username)
+def identity(auth: Auth) -> Who:
+    """Policies and metadata stay JSON, as the device wrote it: it sorts its maps by key. Raises what msgspec raises."""
+    who = (
+        auth.display_name or "",
+        auth.entity_id or "",
+        auth.token_type or "",
+        bytes(auth.policies).decode(),
+        bytes(auth.metadata).decode(),
+    )
+    known = _canonical.get(who)
+    if known is None:
+        policies = _decode_policies(auth.policies) if who[3] else None
+        metadata = _decode_metadata(auth.metadata) if who[4] else None
+        known = (
+            *who[:3],
+            _sorted.encode(policies).decode() if policies else "",
+            _sorted.encode(metadata).decode() if metadata else "",
+        )
+        if not (known[0] or known[1] or known[3] or known[4]):
+            # a request without a token still names a token type: that is nobody
+            known = NOBODY
+        if len(_canonical) > 50_000:
+            _canonical.clear()
+        _canonical[who] = known
+    return known
+
+
+_canonical: dict[Who, Who] = {}
+
+
+def outcome(path: str, request: Request, response: Response | None, lease_id: str) -> tuple[int, Answer | None]:
+    """What a successful response did, and what of it the ledger must know."""
+    if response is not None and response.auth is not None and response.auth.accessor:
+        answer = Answer(new_accessor=response.auth.accessor, new_who=identity(response.auth))
+        # `auth/token/…` makes and renews tokens too, but identifies nobody
+        if path.startswith("auth/") and not path.startswith("auth/token/"):
+            return Kind.LOGIN, answer
+        return Kind.OTHER, answer
+    if lease_id:
+        if path.startswith(RENEWS):
+            return Kind.RENEW, Answer(data_lease_id=_text(named(request.data).lease_id))
+        if "/creds/" in path and not path.startswith("sys/") and response is not None:
+            return Kind.READ, Answer(username=_text(named(response.data).username))
+    elif path.startswith(ENDS):
+        data = named(request.data)
+        return Kind.END, Answer(data_lease_id=_text(data.lease_id), data_accessor=_text(data.accessor))
+    elif "/static-creds/" in path and request.operation == "read" and not path.startswith("sys/"):
+        return Kind.STATIC_READ, None
+    return Kind.OTHER, None
+
+
+def named(data: msgspec.Raw) -> Named:
+    raw = bytes(data)
+    return _decode_named(raw) if raw[:1] == b"{" else Named()
+
+
+def refuse_endless(request_id: str, lease_id: str, accessor: str) -> None:
+    for name, value in (("request.id", request_id), ("lease_id", lease_id), ("accessor", accessor)):
+        if len(value) > LONGEST_ID:
+            raise Rejected(f"{name} is longer than {LONGEST_ID} characters")
 
 
 def moment(text: str) -> datetime:
-    """RFC 3339 with up to nanoseconds and any offset -> UTC, cut to microseconds. Raises Rejected."""
+    """RFC 3339 with any number of digits and any offset -> UTC, cut to microseconds. Raises Rejected."""
     try:
-        # Python 3.11 reads at most six digits of a second
-        at = datetime.fromisoformat(re.sub(r"(\.\d{6})\d+", r"\1", text)).astimezone(UTC)
+        at = datetime.fromisoformat(text)
+        return (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
     except (ValueError, OverflowError) as error:
         raise Rejected(f"no time that can be read: {text[:40]!r}") from error
-    if not 2015 <= at.year < 2200:
-        # Vault is not older than that; a date from nowhere would also overflow the sums made with it
-        raise Rejected(f"no time that can be true: {text[:40]!r}")
-    return at
 
 
 def _text(value: object) -> str:
-    return value if isinstance(value, str) else ""
+    return value if isinstance(value, str) and len(value) <= LONGEST_ID else ""

@@ -1,9 +1,12 @@
 """Reads of what happened: streams, a lease's events and sightings, how its attribution changed. Nothing here writes."""
 
+from collections import defaultdict
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
+from uuid import UUID
 
-from audit.models import AttributionChange, Event, Sighting, Stream
+from audit import intern
+from audit.models import AttributionChange, Event, Sighting, Stream, Text
 from leases import health
 from leases.models import Lease
 from leases.models.sources import SourceKind
@@ -78,15 +81,29 @@ class LeaseEvent:
     sightings: list[Sighting]
 
 
-def lease_events(lease: Lease) -> list[LeaseEvent]:
+def lease_events(lease: Lease, *, now: datetime) -> list[LeaseEvent]:
     """The requests that named this lease (issue, renewals, revocation), first to last; the last MOST_EVENTS of them."""
-    rows = (
-        Event.objects.filter(vault=lease.vault_id, lease_id=lease.lease_id)
-        .exclude(lease_id="")
-        .prefetch_related("sightings__device", "sightings__stream")
-        .order_by("-at", "-id")[:MOST_EVENTS]
+    name = Text.objects.filter(digest=intern.digest(lease.lease_id)).first()
+    if name is None:
+        return []
+    # the days in which the lease can have been named: the others' partitions are left alone
+    begin = (lease.accessed_at or lease.issued_at or lease.first_seen_at) - timedelta(days=1)
+    end = (lease.ended_at or now) + timedelta(days=1)
+    found = list(
+        Event.objects.filter(vault=lease.vault_id, lease_name=name, at__gte=begin, at__lte=end)
+        .select_related(*Event.SPELLED_OUT)
+        .order_by("-at", "-request")[:MOST_EVENTS]
     )
-    return [
-        LeaseEvent(event, sorted(event.sightings.all(), key=lambda s: (s.device.name, s.stream.node, s.pk)))
-        for event in reversed(list(rows))
-    ]
+    sightings: dict[UUID, list[Sighting]] = defaultdict(list)
+    for sighting in (
+        Sighting.objects.filter(
+            request__in=[event.request for event in found],
+            at__gte=begin - timedelta(days=1),
+            at__lte=end + timedelta(days=1),
+            stream__device__vault=lease.vault_id,
+        )
+        .select_related("stream__device")
+        .order_by("stream__device__name", "stream__node", "stream_id")
+    ):
+        sightings[sighting.request].append(sighting)
+    return [LeaseEvent(event, sightings[event.request]) for event in reversed(found)]

@@ -10,8 +10,8 @@ from django.utils import timezone
 
 from audit import attribute, follow, users
 from audit.ingest import ingest, position_of
-from audit.lines import RawSecret
 from audit.models import Device, Stream
+from audit.secrets import RawSecret
 from leases import health
 from leases.models import Database
 from leases.models.sources import SourceKind

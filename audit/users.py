@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from datetime import datetime
 from functools import lru_cache
 
-from django.db.models import F, QuerySet
+from django.db.models import QuerySet
 
-from audit.models import Device, Sighting
+from audit.models import Device, Hash
 from leases import clients, databases
 from leases.models import Database, Lease, LeaseState
 from leases.vault import VaultClient
@@ -36,13 +36,11 @@ def tie(name: str, devices: Iterable[Device], client: VaultClient, *, now: datet
     """One user's name to the lease whose read logged its hash on one of the devices."""
     for device in devices:
         hashed = _hash(client, device.name, device.salt_epoch, name)
-        found = (
-            Sighting.objects.filter(device=device, salt_epoch=device.salt_epoch, username=hashed)
-            .values(vault=F("event__vault"), lease=F("event__lease_id"))
-            .first()
-        )
-        if found:
-            return Lease.objects.filter(vault=found["vault"], lease_id=found["lease"], database_user="").update(
+        found = Hash.objects.filter(
+            device=device, salt_epoch=device.salt_epoch, of=Hash.Of.DATABASE_USER, hash=hashed
+        ).select_related("lease_name")
+        if row := found.first():
+            return Lease.objects.filter(vault=device.vault_id, lease_id=row.lease_name.text, database_user="").update(
                 database_user=name, updated_at=now
             )
     return 0

@@ -8,6 +8,7 @@ from django.test import Client
 from django.test.utils import setup_databases, teardown_databases
 from pytest_django import DjangoDbBlocker
 
+from audit import intern
 from tests import factories
 
 
@@ -20,6 +21,12 @@ def django_db_setup(django_test_environment: None, django_db_blocker: DjangoDbBl
     with django_db_blocker.unblock():
         connections.close_all()
         teardown_databases(databases, verbosity=0)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_interned() -> None:
+    """Each test rolls its rows back, and with them the ids that this process remembers."""
+    intern.forget()
 
 
 @pytest.fixture

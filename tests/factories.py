@@ -8,6 +8,7 @@ from typing import Any
 from django.contrib.auth.models import Group, User
 from django.utils import timezone
 
+from audit import intern, partitions
 from audit.models import AttributionChange, Device, Event, Sighting, Stream
 from leases.models import (
     Action,
@@ -174,22 +175,25 @@ def login(lease: Lease) -> Login:
 def event(lease: Lease, *, operation: str = "read", path: str = "", seconds: float = 0, **fields: Any) -> Event:
     """A request that names the lease, logged by two devices."""
     at = (lease.accessed_at or lease.first_seen_at) + timedelta(seconds=seconds)
+    partitions.make_for([at])
+    what = ("", operation, path or f"{lease.mount}/creds/{lease.role}", f"{lease.mount}/", "database", "")
+    who = (f"kubernetes-{lease.service_account_namespace}-{lease.service_account}", "", "service", "", "")
+    texts = intern.texts([lease.source_ip, lease.lease_id])
+    request = lease.request_id if not seconds else str(uuid.uuid4())
     made = Event.objects.create(
         vault=lease.vault,
-        request_id=lease.request_id if not seconds else str(uuid.uuid4()),
+        request=request,
         at=at,
-        request_at=at,
+        has_request=True,
         response_at=at,
-        operation=operation,
-        path=path or f"{lease.mount}/creds/{lease.role}",
-        address=lease.source_ip,
-        display_name=f"kubernetes-{lease.service_account_namespace}-{lease.service_account}",
-        lease_id=lease.lease_id,
+        what_id=intern.whats([what])[what],
+        who_id=intern.whos([who])[who],
+        address_id=texts[lease.source_ip],
+        lease_name_id=texts[lease.lease_id],
         **fields,
     )
     for device in ("file-a", "file-b"):
-        row = stream(device)
-        Sighting.objects.create(event=made, stream=row, device=row.device, salt_epoch=1)
+        Sighting.objects.create(request=request, at=at, stream=stream(device), request_block=1, response_block=1)
     return made
 
 
@@ -250,7 +254,9 @@ def watched() -> None:
         source(SourceKind.DATABASE, f"demo/database/{name}")
     for name in ("file-a", "file-b"):
         now = timezone.now()
-        stream(name, lines=48_211, offset=81_337_904, last_line_at=now - timedelta(seconds=1), read_at=now)
+        stream(
+            name, lines=48_211, parts=48_211, offset=81_337_904, last_line_at=now - timedelta(seconds=1), read_at=now
+        )
         source(SourceKind.STREAM, f"demo/{name}/bao-0")
 
 

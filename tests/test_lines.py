@@ -8,7 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from audit.lines import RawSecret, Rejected, moment, read, redact
+from audit.lines import Half, Rejected, moment, without_nul
+from audit.lines import read as read_line
+from audit.secrets import RawSecret, clean, suspects
 
 HASH = "hmac-sha256:" + "ab" * 32
 
@@ -39,11 +41,19 @@ def text(line: dict[str, Any]) -> bytes:
     return json.dumps(line).encode()
 
 
+def read(line: bytes) -> Half:
+    """As ingestion reads a line: cleaned where the scan points at it."""
+    if suspects(line):
+        line = without_nul(clean(line)[0])
+    return read_line(line)
+
+
 def test_a_credential_read_gives_its_lease_its_address_and_the_hash_of_its_user() -> None:
     half = read(text(entry()))
     assert half.lease_id == "database/creds/my-role/abc"
     assert half.address == "127.0.0.9"
-    assert half.username == HASH
+    assert half.answer is not None
+    assert half.answer.username == HASH
     assert half.at == datetime(2026, 11, 20, 10, 0, 0, 123456, tzinfo=UTC)
 
 
@@ -61,13 +71,7 @@ def test_the_old_shape_with_empty_and_null_fields_is_read() -> None:
 
 
 def test_a_prefix_before_the_entry_is_passed_over() -> None:
-    assert read(b"@cee: " + text(entry())).path == "database/creds/my-role"
-
-
-@pytest.mark.parametrize("time", ["0001-01-01T00:00:00Z", "9999-12-31T23:59:59Z", "1970-01-01T00:00:00Z"])
-def test_a_date_from_nowhere_is_rejected(time: str) -> None:
-    with pytest.raises(Rejected, match="time"):
-        moment(time)
+    assert read(b"@cee: " + text(entry())).what[2] == "database/creds/my-role"
 
 
 def test_an_id_that_no_index_could_hold_is_rejected() -> None:
@@ -120,10 +124,8 @@ def test_a_secret_in_plain_text_where_an_hmac_belongs_refuses_the_stream(field: 
 
 
 def test_the_redaction_of_a_token_does_not_hide_that_the_device_writes_raw() -> None:
-    line, count = redact(text(entry(auth={"client_token": "hvs." + "A" * 30})))
-    assert count == 1
     with pytest.raises(RawSecret):
-        read(line)
+        clean(text(entry(auth={"client_token": "hvs." + "A" * 30})))
 
 
 @pytest.mark.parametrize(
@@ -137,16 +139,16 @@ def test_the_redaction_of_a_token_does_not_hide_that_the_device_writes_raw() -> 
     ],
 )
 def test_a_token_that_somebody_writes_into_a_path_is_redacted_and_stops_nothing(token: str) -> None:
-    line, count = redact(text(entry(request={"id": "1", "path": f"secret/{token}/x"})))
+    line, count = clean(text(entry(request={"id": "1", "path": f"secret/{token}/x"})))
     assert count == 1
     assert token.encode() not in line
-    assert "[redacted]" in read(line).path
+    assert "[redacted]" in read(line).what[2]
 
 
 @pytest.mark.parametrize("before", [b"\\n", b"\\t", b"\\u003c", b"%22", b"%3C", b"=", b"/", b"x"])
 @pytest.mark.parametrize("token", [b"hvs." + b"A" * 24, b"s." + b"b" * 24])
 def test_a_token_behind_an_escape_is_redacted(before: bytes, token: bytes) -> None:
-    line, count = redact(b'{"path":"secret/' + before + token + b'"}')
+    line, count = clean(b'{"path":"secret/' + before + token + b'"}')
     if before == b"x" and token.startswith(b"s."):
         assert count == 0  # a longer word that ends in s, such as a host's name
     else:
@@ -169,13 +171,13 @@ def test_a_plain_password_of_a_static_role_refuses_the_stream() -> None:
 
 
 def test_a_nul_in_a_path_stops_nothing() -> None:
-    assert "\x00" not in read(text(entry(request={"id": "1", "path": "a\x00b"}))).path
+    assert "\x00" not in read(text(entry(request={"id": "1", "path": "a\x00b"}))).what[2]
 
 
 @given(st.binary(max_size=300))
 def test_any_bytes_are_read_or_rejected(line: bytes) -> None:
     try:
-        read(redact(line)[0])
+        read(clean(line)[0])
     except Rejected:
         return
 
@@ -186,7 +188,7 @@ def test_a_real_line_with_any_byte_changed_is_read_rejected_or_refused(data: st.
     for _ in range(data.draw(st.integers(1, 4))):
         line[data.draw(st.integers(0, len(line) - 1))] = data.draw(st.integers(0, 255))
     try:
-        half = read(redact(bytes(line))[0])
+        half = read(clean(bytes(line))[0])
     except (Rejected, RawSecret):
         return
-    assert "\x00" not in half.path
+    assert "\x00" not in half.what[2]

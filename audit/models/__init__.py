@@ -1,7 +1,51 @@
-"""Tables of what happened: streams and their raw blocks, events and their sightings, how attribution changed."""
+"""Tables of what happened: streams and their raw blocks, events and what is derived from them, how attribution changed."""
 
-from audit.models.events import Event, LoginKey, Sighting
+from audit.models.events import (
+    Ending,
+    Event,
+    Hash,
+    Hourly,
+    Kind,
+    LeaseToken,
+    Renewals,
+    Sighting,
+    Text,
+    Token,
+    What,
+    Who,
+)
 from audit.models.history import AttributionChange
-from audit.models.streams import Device, RawBlock, RejectedLine, Stream
+from audit.models.streams import (
+    BlockLines,
+    Conflict,
+    Coverage,
+    Device,
+    Gap,
+    RawBlock,
+    RejectedLine,
+    Stream,
+)
 
-__all__ = ["AttributionChange", "Device", "Event", "LoginKey", "RawBlock", "RejectedLine", "Sighting", "Stream"]
+__all__ = [
+    "AttributionChange",
+    "BlockLines",
+    "Conflict",
+    "Coverage",
+    "Device",
+    "Ending",
+    "Event",
+    "Gap",
+    "Hash",
+    "Hourly",
+    "Kind",
+    "LeaseToken",
+    "RawBlock",
+    "RejectedLine",
+    "Renewals",
+    "Sighting",
+    "Stream",
+    "Text",
+    "Token",
+    "What",
+    "Who",
+]

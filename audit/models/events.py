@@ -1,106 +1,262 @@
-"""Events: one request to one vault. Derived from the raw blocks."""
+"""Events: one request to one vault. Derived from the raw blocks, interned, in daily partitions (migrations/0003).
+
+Whatever repeats (what was asked, by whom, from where) stands once in a table of its own; an event holds integers. Tables of
+one row per request have no foreign keys in the database: each check would cost more than the row.
+"""
+
+from datetime import datetime
 
 from django.db import models
 
 from audit.models.streams import Device, Stream
-from leases.models import Login, Vault
+from leases.models import Lease, Login, Vault
 
 
-class Event(models.Model):
-    """One request, its request and response lines merged, whichever came first."""
+class What(models.Model):
+    """What was asked for: one row for each combination that was ever seen. `digest`: 128 bits of the SHA-256 of it all."""
 
-    vault = models.ForeignKey(Vault, models.CASCADE)
-    request_id = models.TextField()
-    at = models.DateTimeField()
-    request_at = models.DateTimeField(null=True)
-    response_at = models.DateTimeField(null=True)
+    id = models.AutoField(primary_key=True)
+    digest = models.UUIDField(unique=True)
+    # empty for `request` and `response`; what stands before it for types such as `kmip-request`
+    entry_type = models.TextField(blank=True)
     operation = models.TextField(blank=True)
     path = models.TextField(blank=True)
     mount_point = models.TextField(blank=True)
     mount_type = models.TextField(blank=True)
     namespace_path = models.TextField(blank=True)
-    address = models.TextField(blank=True)
-    display_name = models.TextField(blank=True)
-    entity_id = models.TextField(blank=True)
-    token_type = models.TextField(blank=True)
-    policies = models.JSONField(default=list)
-    metadata = models.JSONField(default=dict)
-    lease_id = models.TextField(blank=True)
-    error = models.TextField(blank=True)
-    # made by this product's own tokens: set aside from lists and counts
-    own = models.BooleanField(default=False)
-
-    class Meta:
-        constraints = [
-            models.UniqueConstraint(fields=["vault", "request_id"], name="event_is_one_request"),
-            models.CheckConstraint(
-                condition=models.Q(request_at__isnull=False) | models.Q(response_at__isnull=False),
-                name="an_event_has_a_half",
-            ),
-        ]
-        indexes = [
-            models.Index(fields=["-at", "-id"], name="event_newest"),  # queries.events_page()
-            models.Index(fields=["vault", "lease_id"], name="event_by_lease", condition=~models.Q(lease_id="")),
-        ]
 
     def __str__(self) -> str:
         return f"{self.operation} {self.path}"
 
 
-class Sighting(models.Model):
-    """One stream's record of one event, with that device's HMACs and the place of its lines."""
+class Who(models.Model):
+    """The identity that a token bore, as the log gives it."""
 
-    event = models.ForeignKey(Event, models.CASCADE, related_name="sightings")
-    stream = models.ForeignKey(Stream, models.CASCADE)
-    device = models.ForeignKey(Device, models.CASCADE)
-    salt_epoch = models.PositiveIntegerField()
-    request_block = models.BigIntegerField(null=True)
-    response_block = models.BigIntegerField(null=True)
-    # accessor of the token that made the request
-    accessor = models.TextField(blank=True)
-    # accessor of the token that the response created
-    new_accessor = models.TextField(blank=True)
-    # database user in the response of a credential read
-    username = models.TextField(blank=True)
-    # lease id or accessor in the request's data (revoke, renew, revoke-accessor)
-    data_lease_id = models.TextField(blank=True)
-    data_accessor = models.TextField(blank=True)
-
-    class Meta:
-        constraints = [models.UniqueConstraint(fields=["event", "stream"], name="a_stream_sees_an_event_once")]
-        indexes = [
-            # ledger.link_leases(): which reads were made with this login's token
-            models.Index(fields=["device", "salt_epoch", "accessor"], name="sighting_by_accessor"),
-            # users.match(): which read issued this database user
-            models.Index(
-                fields=["device", "salt_epoch", "username"],
-                name="sighting_by_username",
-                condition=~models.Q(username=""),
-            ),
-            # ledger.take_revoke_by_body(): which lease has this hash
-            models.Index(
-                fields=["device", "salt_epoch", "data_lease_id"],
-                name="sighting_by_lease_hash",
-                condition=~models.Q(data_lease_id=""),
-            ),
-        ]
+    id = models.AutoField(primary_key=True)
+    digest = models.UUIDField(unique=True)
+    display_name = models.TextField(blank=True)
+    entity_id = models.TextField(blank=True)
+    token_type = models.TextField(blank=True)
+    policies = models.JSONField(default=list)
+    metadata = models.JSONField(default=dict)
 
     def __str__(self) -> str:
-        return f"{self.event_id} on {self.stream_id}"
+        return self.display_name
 
 
-class LoginKey(models.Model):
-    """How a login's token shows in one salt epoch of one device."""
+class Text(models.Model):
+    """Addresses, lease ids and errors that events name."""
+
+    id = models.AutoField(primary_key=True)
+    digest = models.UUIDField(unique=True)
+    text = models.TextField()
+
+    def __str__(self) -> str:
+        return self.text
+
+
+class Token(models.Model):
+    """How one token shows in one salt epoch of one device (its accessor's HMAC, or the accessor where tuned so), and its login."""
 
     device = models.ForeignKey(Device, models.CASCADE)
     salt_epoch = models.PositiveIntegerField()
     accessor = models.TextField()
-    login = models.ForeignKey(Login, models.CASCADE, related_name="keys")
+    login = models.ForeignKey(Login, models.SET_NULL, null=True, related_name="tokens")
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["device", "salt_epoch", "accessor"], name="an_accessor_is_one_login")
+            models.UniqueConstraint(fields=["device", "salt_epoch", "accessor"], name="an_accessor_is_one_token")
         ]
 
     def __str__(self) -> str:
         return self.accessor
+
+
+class Kind(models.IntegerChoices):
+    """What a request did, by its successful response."""
+
+    OTHER = 0
+    LOGIN = 1
+    READ = 2  # of dynamic credentials: a lease was issued
+    STATIC_READ = 3  # of a static role's credentials: no lease
+    RENEW = 4
+    END = 5  # a revocation of leases or tokens
+
+
+class Event(models.Model):
+    """One request, its request and response lines merged, whichever came first."""
+
+    pk = models.CompositePrimaryKey("vault", "request")
+    # the request's time, else the response's; the earliest where several devices tell it. Decides the partition
+    at = models.DateTimeField()
+    # the request id where it is a UUID, else 128 bits of its SHA-256 (then `request_text` holds it)
+    request = models.UUIDField()
+    response_at = models.DateTimeField(null=True)
+    vault = models.ForeignKey(Vault, models.DO_NOTHING, db_constraint=False)
+    what = models.ForeignKey(What, models.DO_NOTHING, db_constraint=False, related_name="+")
+    who = models.ForeignKey(Who, models.DO_NOTHING, db_constraint=False, related_name="+")
+    address = models.ForeignKey(Text, models.DO_NOTHING, db_constraint=False, related_name="+")
+    lease_name = models.ForeignKey(Text, models.DO_NOTHING, db_constraint=False, related_name="+", null=True)
+    error_text = models.ForeignKey(Text, models.DO_NOTHING, db_constraint=False, related_name="+", null=True)
+    kind = models.SmallIntegerField(choices=Kind, default=Kind.OTHER)
+    has_request = models.BooleanField()
+    # made by this product's own tokens: set aside from lists and counts
+    own = models.BooleanField(default=False)
+    request_text = models.TextField(null=True)
+
+    # what select_related() needs so that an event can be read out
+    SPELLED_OUT = ("vault", "what", "who", "address", "lease_name", "error_text")
+
+    class Meta:
+        db_table = "audit_event"
+
+    def __str__(self) -> str:
+        return f"{self.operation} {self.path}"
+
+    @property
+    def request_id(self) -> str:
+        return self.request_text if self.request_text is not None else str(self.request)
+
+    @property
+    def request_at(self) -> datetime | None:
+        return self.at if self.has_request else None
+
+    @property
+    def operation(self) -> str:
+        return self.what.operation
+
+    @property
+    def path(self) -> str:
+        return self.what.path
+
+    @property
+    def lease_id(self) -> str:
+        return self.lease_name.text if self.lease_name else ""
+
+    @property
+    def error(self) -> str:
+        return self.error_text.text if self.error_text else ""
+
+
+class Sighting(models.Model):
+    """One stream's record of one event: the blocks that hold its lines, and the token in that device's words."""
+
+    pk = models.CompositePrimaryKey("stream", "request")
+    at = models.DateTimeField()
+    request = models.UUIDField()
+    stream = models.ForeignKey(Stream, models.DO_NOTHING, db_constraint=False)
+    request_block = models.IntegerField(null=True)
+    response_block = models.IntegerField(null=True)
+    token = models.ForeignKey(Token, models.DO_NOTHING, db_constraint=False, null=True, related_name="+")
+
+    class Meta:
+        db_table = "audit_sighting"
+
+    def __str__(self) -> str:
+        return f"{self.request} on {self.stream_id}"
+
+
+class Hash(models.Model):
+    """A dictionary that the log itself gives: the HMAC of a lease id (renewals) or of a database user (reads), and the lease."""
+
+    class Of(models.TextChoices):
+        LEASE_ID = "lease id"
+        DATABASE_USER = "database user"
+
+    device = models.ForeignKey(Device, models.CASCADE)
+    salt_epoch = models.PositiveIntegerField()
+    of = models.TextField(choices=Of)
+    hash = models.TextField()
+    lease_name = models.ForeignKey(Text, models.DO_NOTHING, related_name="+")
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["device", "salt_epoch", "of", "hash"], name="a_hash_is_of_one_lease")
+        ]
+
+    def __str__(self) -> str:
+        return self.hash
+
+
+class LeaseToken(models.Model):
+    """Which token read a lease, in one device's words."""
+
+    lease = models.ForeignKey(Lease, models.CASCADE, related_name="tokens")
+    token = models.ForeignKey(Token, models.CASCADE, related_name="leases")
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["token", "lease"], name="a_token_reads_a_lease_once")]
+
+    def __str__(self) -> str:
+        return f"{self.lease_id} by {self.token_id}"
+
+
+class Renewals(models.Model):
+    """How often a lease was renewed, by events; kept apart from the lease, whose own line may come later."""
+
+    vault = models.ForeignKey(Vault, models.CASCADE)
+    lease_name = models.ForeignKey(Text, models.DO_NOTHING, related_name="+")
+    count = models.PositiveIntegerField()
+    last_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["vault", "lease_name"], name="renewals_of_one_lease")]
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self.lease_name_id}"
+
+
+class Ending(models.Model):
+    """A successful request that ends leases or a token, as one device tells of it. Leases that are told of later look here."""
+
+    class By(models.TextChoices):
+        LEASE_ID = "lease id"
+        HASH = "hash of a lease id"
+        PREFIX = "prefix"
+        FORCE = "force"
+        TOKEN = "token"
+
+    vault = models.ForeignKey(Vault, models.CASCADE)
+    device = models.ForeignKey(Device, models.CASCADE)
+    salt_epoch = models.PositiveIntegerField()
+    request_id = models.TextField()
+    at = models.DateTimeField()
+    by = models.TextField(choices=By)
+    # the lease id, the prefix, the HMAC of the lease id, or the accessor's HMAC
+    target = models.TextField()
+    path = models.TextField()
+    display_name = models.TextField(blank=True)
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["device", "request_id"], name="a_device_tells_an_ending_once")]
+        indexes = [
+            # endings.due(): by lease id, by hash, by accessor
+            models.Index(fields=["vault", "by", "target"], name="ending_by_target"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.by} {self.target}"
+
+
+class Hourly(models.Model):
+    """Events per hour, counted by the transaction that stores them: one row for each kind, target and identity."""
+
+    vault = models.ForeignKey(Vault, models.CASCADE)
+    hour = models.DateTimeField()
+    kind = models.SmallIntegerField(choices=Kind)
+    # the path of credentials that were read; else the mount point
+    target = models.ForeignKey(Text, models.DO_NOTHING, db_constraint=False, related_name="+")
+    who = models.ForeignKey(Who, models.DO_NOTHING, db_constraint=False, related_name="+")
+    events = models.PositiveIntegerField()
+    errors = models.PositiveIntegerField()
+    # how many of them are this product's own
+    own = models.PositiveIntegerField()
+
+    class Meta:
+        constraints = [
+            # ... and queries.accesses_by_service_account(): one vault, a stretch of hours
+            models.UniqueConstraint(fields=["vault", "hour", "kind", "target", "who"], name="hour_counts_once"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.events} at {self.hour}"

@@ -1,4 +1,4 @@
-"""Where lines come from, and the lines themselves in a chain of compressed blocks."""
+"""Where lines come from, the lines themselves in a chain of compressed blocks, and how complete they are."""
 
 from django.db import models
 
@@ -33,11 +33,14 @@ class Stream(models.Model):
     offset = models.BigIntegerField(default=0)
     sequence = models.BigIntegerField(default=0)
     head = models.TextField(blank=True)
+    # lines = parts + duplicates + rejected + expired + conflicts; redactions are counted beside
     lines = models.BigIntegerField(default=0)
+    parts = models.BigIntegerField(default=0)
     duplicates = models.BigIntegerField(default=0)
     rejected = models.BigIntegerField(default=0)
-    redacted = models.BigIntegerField(default=0)
+    expired = models.BigIntegerField(default=0)
     conflicts = models.BigIntegerField(default=0)
+    redacted = models.BigIntegerField(default=0)
     # why nothing more is taken from it: raw secrets where an HMAC must stand
     refused = models.TextField(blank=True)
     last_line_at = models.DateTimeField(null=True)
@@ -45,24 +48,44 @@ class Stream(models.Model):
     unread_bytes = models.BigIntegerField(default=0)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["device", "node"], name="stream_is_one_node_of_one_device")]
+        constraints = [
+            models.UniqueConstraint(fields=["device", "node"], name="stream_is_one_node_of_one_device"),
+            models.CheckConstraint(
+                condition=models.Q(
+                    lines=models.F("parts")
+                    + models.F("duplicates")
+                    + models.F("rejected")
+                    + models.F("expired")
+                    + models.F("conflicts")
+                ),
+                name="every_line_became_one_thing",
+            ),
+        ]
 
     def __str__(self) -> str:
         return f"{self.device.vault.name}/{self.device.name}/{self.node}"
 
 
 class RawBlock(models.Model):
-    """Lines as they were read, zstd-compressed. `sha256` covers the previous head, stream, sequence, offsets and lines."""
+    """The header of a block of lines as they were read. It outlives the lines, which stand in BlockLines.
+
+    `sha256` covers the previous head, stream, sequence, offsets, the number of lines and `lines_sha256`, which is over the
+    uncompressed lines: so the chain of headers can be checked where the lines have been moved away.
+    """
 
     stream = models.ForeignKey(Stream, models.PROTECT, related_name="blocks")
-    sequence = models.BigIntegerField()
+    sequence = models.IntegerField()
     offset_from = models.BigIntegerField()
     offset_to = models.BigIntegerField()
     lines = models.PositiveIntegerField()
+    size = models.BigIntegerField()
+    # of its newest line; retention goes by it
+    until = models.DateTimeField()
     previous = models.TextField(blank=True)
+    lines_sha256 = models.TextField()
     sha256 = models.TextField()
+    # when it was stored; `rebuild` reads the lines as of then
     at = models.DateTimeField()
-    data = models.BinaryField()
 
     class Meta:
         constraints = [
@@ -74,19 +97,102 @@ class RawBlock(models.Model):
         return f"{self.stream_id}#{self.sequence}"
 
 
+class BlockLines(models.Model):
+    """The lines of a block, zstd-compressed, in daily partitions by the block's `until` (migrations/0003)."""
+
+    pk = models.CompositePrimaryKey("stream", "sequence")
+    until = models.DateTimeField()
+    stream = models.ForeignKey(Stream, models.DO_NOTHING, db_constraint=False, related_name="+")
+    sequence = models.IntegerField()
+    data = models.BinaryField()
+
+    class Meta:
+        db_table = "audit_blocklines"
+
+    def __str__(self) -> str:
+        return f"{self.stream_id}#{self.sequence}"
+
+
 class RejectedLine(models.Model):
-    """A line that is no audit entry: kept with the reason and its place."""
+    """A line that is no audit entry: kept with the reason and its place. The same text again is a duplicate."""
 
     stream = models.ForeignKey(Stream, models.PROTECT, related_name="rejected_lines")
-    block_sequence = models.BigIntegerField()
+    block_sequence = models.IntegerField()
+    # counted from 0 in its block
     line_number = models.PositiveIntegerField()
+    digest = models.UUIDField()
     reason = models.TextField()
     at = models.DateTimeField()
 
     class Meta:
         constraints = [
-            models.UniqueConstraint(fields=["stream", "block_sequence", "line_number"], name="a_line_is_rejected_once")
+            models.UniqueConstraint(fields=["stream", "digest"], name="a_text_is_rejected_once"),
         ]
 
     def __str__(self) -> str:
         return self.reason
+
+
+class Conflict(models.Model):
+    """A line whose request is known with other content (hashes and times aside): kept, never merged."""
+
+    stream = models.ForeignKey(Stream, models.PROTECT, related_name="conflict_lines")
+    block_sequence = models.IntegerField()
+    line_number = models.PositiveIntegerField()
+    digest = models.UUIDField()
+    request_id = models.TextField()
+    # the names of the fields that differ
+    fields = models.TextField()
+    at = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["stream", "digest"], name="a_line_conflicts_once")]
+
+    def __str__(self) -> str:
+        return f"{self.request_id}: {self.fields}"
+
+
+class Gap(models.Model):
+    """Lines that are known to be missing from a stream: what was lost, and between which times."""
+
+    stream = models.ForeignKey(Stream, models.PROTECT, related_name="gaps")
+    # a kind of follow.Gap, or "poll not seen"
+    kind = models.TextField()
+    from_at = models.DateTimeField(null=True)
+    to_at = models.DateTimeField()
+    # None where it cannot be known
+    lost_bytes = models.BigIntegerField(null=True)
+    what = models.TextField()
+    at = models.DateTimeField()
+
+    class Meta:
+        indexes = [models.Index(fields=["stream", "-to_at"], name="gap_newest")]  # coverage.gaps()
+
+    def __str__(self) -> str:
+        return self.what
+
+
+class Coverage(models.Model):
+    """One stream's lines of one hour (by their own times; a rejected line counts with the line before it)."""
+
+    stream = models.ForeignKey(Stream, models.PROTECT, related_name="coverage")
+    hour = models.DateTimeField()
+    lines = models.PositiveIntegerField(default=0)
+    # events of which this stream has both halves, and one half
+    pairs = models.PositiveIntegerField(default=0)
+    unpaired = models.IntegerField(default=0)
+    duplicates = models.PositiveIntegerField(default=0)
+    rejected = models.PositiveIntegerField(default=0)
+    expired = models.PositiveIntegerField(default=0)
+    conflicts = models.PositiveIntegerField(default=0)
+    redacted = models.PositiveIntegerField(default=0)
+    # the longest that a line waited from its own time until it was stored
+    lag_seconds = models.FloatField(default=0)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["stream", "hour"], name="an_hour_of_a_stream_is_one_row"),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.stream_id} at {self.hour}"

@@ -43,7 +43,7 @@ def detail(request: PageRequest, pk: int) -> HttpResponse:
     context = {
         "lease": lease,
         "history": audit.queries.lease_history(lease),
-        "events": audit.queries.lease_events(lease),
+        "events": audit.queries.lease_events(lease, now=timezone.now()),
         "revocations": revocations,
         "running": next((row for row in revocations if row.open), None),
     }

@@ -10,6 +10,12 @@ class Policy(models.Model):
     clock_skew_seconds = models.FloatField(default=2.0)
     # how old an answer may be before a page says that it is stale
     stale_after_seconds = models.FloatField(default=15.0)
+    # how long events are kept; older lines count as expired. 400 days: the 12 months of PCI DSS and a bit
+    event_days = models.PositiveIntegerField(default=400)
+    # how long raw lines stay in the database; 0: for ever. Their headers stay in any case
+    raw_days = models.PositiveIntegerField(default=0)
+    # where raw lines are moved to before they are dropped: a folder, or s3://BUCKET/PREFIX; empty: they are only dropped
+    archive = models.TextField(blank=True)
 
     class Meta:
         constraints = [models.CheckConstraint(condition=models.Q(pk=1), name="there_is_one_policy")]

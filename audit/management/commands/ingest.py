@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from django.core.management.base import BaseCommand, CommandError
+from django.db.models import Q
 from django.utils import timezone
 
 from audit import follow
 from audit.ingest import Counts, ingest
-from audit.lines import RawSecret
 from audit.models import Device, Event, Stream
+from audit.secrets import RawSecret
 from leases.models import Vault
 
 
@@ -50,11 +51,9 @@ class Command(BaseCommand):
         result = {
             **asdict(counts),
             "events": events.count() - events_before,
-            "unpaired": events.filter(request_at=None).count() + events.filter(response_at=None).count(),
-            "expired": 0,
+            "unpaired": events.filter(Q(has_request=False) | Q(response_at=None)).count(),
             "seconds": round(time.monotonic() - began, 3),
         }
-        del result["parts"]
         if options["json"]:
             self.stdout.write(json.dumps(result))
         else:

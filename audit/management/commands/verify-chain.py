@@ -20,11 +20,13 @@ class Command(BaseCommand):
     def handle(self, *args: Any, **options: Any) -> None:
         results = []
         for stream in Stream.objects.select_related("device__vault").order_by("id"):
-            broken = blocks.verify(stream)
+            verified = blocks.verify(stream)
+            broken = verified.broken
             results.append(
                 {
                     "stream": str(stream),
-                    "blocks": stream.sequence,
+                    "blocks": verified.blocks,
+                    "moved": verified.moved,
                     "ok": broken is None,
                     "block": broken.sequence if broken else None,
                     "what": broken.what if broken else "",
@@ -35,8 +37,9 @@ class Command(BaseCommand):
             self.stdout.write(json.dumps(results, indent=1))
         for result in results if not options["json"] else []:
             if result["ok"]:
+                moved = f", {result['moved']} of them by their headers alone" if result["moved"] else ""
                 self.stdout.write(
-                    f"ok      {result['stream']}: {result['blocks']} blocks, head {result['head'] or 'none'}"
+                    f"ok      {result['stream']}: {result['blocks']} blocks{moved}, head {result['head'] or 'none'}"
                 )
             else:
                 self.stdout.write(f"BROKEN  {result['stream']}: block {result['block']} {result['what']}")

@@ -1,0 +1,99 @@
+"""How complete a stream is: per hour what became of its lines, and the gaps that are known."""
+
+from datetime import datetime
+
+from django.db import connection
+
+from audit.batch import OLDEST, Batch, hour
+from audit.models import Coverage, Gap, Stream
+from audit.plan import Plan, Sighted
+
+_COUNTS = ("lines", "pairs", "unpaired", "duplicates", "rejected", "expired", "conflicts", "redacted")
+
+
+def count(stream: Stream, batch: Batch, plan: Plan, *, now: datetime) -> None:
+    """Adds a batch to the hours of its lines, inside the transaction that stores it."""
+    hours: dict[datetime, dict[str, int]] = {}
+    earliest: dict[datetime, datetime] = {}
+
+    def add(at: datetime, name: str, number: int) -> None:
+        row = hours.setdefault(at, dict.fromkeys(_COUNTS, 0))
+        row[name] += number
+
+    # the rows of one batch are nearly all of one hour or two: most are counted without a call
+    for seen in plan.sighted.values():
+        at = hour(seen.at)
+        lines, pairs, unpaired = _gain(seen)
+        row = hours.get(at)
+        if row is None:
+            row = hours[at] = dict.fromkeys(_COUNTS, 0)
+            earliest[at] = seen.at
+        elif seen.at < earliest.get(at, seen.at):
+            earliest[at] = seen.at
+        row["lines"] += lines
+        row["pairs"] += pairs
+        row["unpaired"] += unpaired
+    last = stream.last_line_at or now
+    for name, counter in (("duplicates", plan.duplicates), ("expired", batch.expired)):
+        for at, number in counter.items():
+            at = hour(last) if at == OLDEST else at
+            add(at, name, number)
+            add(at, "lines", number)
+    for reject in plan.rejects:
+        at = hour(reject.after or last)
+        add(at, "rejected", 1)
+        add(at, "lines", 1)
+    for clash in plan.clashes:
+        add(hour(clash.half.at), "conflicts", 1)
+        add(hour(clash.half.at), "lines", 1)
+    for at, number in batch.redacted.items():
+        add(hour(last) if at == OLDEST else at, "redacted", number)
+    rows = [
+        (
+            at,
+            *(row[name] for name in _COUNTS),
+            max(0.0, (now - earliest[at]).total_seconds()) if at in earliest else 0.0,
+        )
+        for at, row in sorted(hours.items())
+    ]
+    if not rows:
+        return
+    sums = ", ".join(f"{name} = c.{name} + excluded.{name}" for name in _COUNTS)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            INSERT INTO audit_coverage AS c (stream_id, hour, {", ".join(_COUNTS)}, lag_seconds)
+            SELECT %s, * FROM unnest(%s::timestamptz[], {"%s::int[], " * len(_COUNTS)} %s::float8[])
+            ON CONFLICT (stream_id, hour) DO UPDATE SET
+              {sums}, lag_seconds = GREATEST(c.lag_seconds, excluded.lag_seconds)
+            """,  # noqa: S608 (the names are the constant above)
+            [stream.pk, *[list(column) for column in zip(*rows, strict=True)]],
+        )
+
+
+def _gain(seen: Sighted) -> tuple[int, int, int]:
+    """(lines, pairs, unpaired) that this adds to the stream's count."""
+    lines = (seen.request is not None) + (seen.response is not None)
+    known = seen.known
+    if known is None or not known.sighted:
+        return lines, lines // 2, lines % 2
+    # a half was known, and its twin has come
+    return lines, 1, -1
+
+
+def add_gap(stream: Stream, *, kind: str, what: str, lost_bytes: int | None, now: datetime) -> Gap:
+    """A loss that was seen: between the last line that was read and now."""
+    return Gap.objects.create(
+        stream=stream,
+        kind=kind,
+        what=what[:1000],
+        lost_bytes=lost_bytes,
+        from_at=stream.last_line_at,
+        to_at=now,
+        at=now,
+    )
+
+
+def of_stream(stream: Stream, *, from_at: datetime, to_at: datetime) -> list[Coverage]:
+    """The hours of [from, to) in which the stream had lines, oldest first."""
+    return list(Coverage.objects.filter(stream=stream, hour__gte=hour(from_at), hour__lt=to_at).order_by("hour"))

@@ -1,0 +1,271 @@
+"""Requests that end leases or tokens: what each was aimed at, and the leases that it should have ended.
+
+An ending is kept when it is read, and looked for again when a lease, a login or a hash that it was aimed at is told of later.
+The earliest that fits counts as the lease's evidence; a lookup decides whether the lease is over.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime
+from typing import Any
+from urllib.parse import unquote
+
+from django.db import connection
+
+from audit.intern import digest
+from audit.lines import Half
+from audit.models import Ending, Stream, Token
+from audit.secrets import HMAC
+from leases.models import EndReason, Revocation, Vault
+from leases.models.actions import Outcome, RevocationState
+from leases.revoke import AUDIT_SEEN, note
+
+By = Ending.By
+
+REASONS = {
+    By.LEASE_ID: EndReason.REVOKED_IN_VAULT,
+    By.HASH: EndReason.REVOKED_IN_VAULT,
+    By.PREFIX: EndReason.BY_PREFIX,
+    By.FORCE: EndReason.FORCED,
+    By.TOKEN: EndReason.TOKEN_REVOKED,
+}
+
+
+def aim(half: Half) -> tuple[By, str] | None:
+    """What a successful revocation was aimed at; None where its line does not tell."""
+    path, answer = half.what[2], half.answer
+    for begin, by in (
+        ("sys/leases/revoke-prefix/", By.PREFIX),
+        ("sys/revoke-prefix/", By.PREFIX),
+        ("sys/leases/revoke-force/", By.FORCE),
+        ("sys/revoke-force/", By.FORCE),
+        ("sys/leases/revoke/", By.LEASE_ID),
+        ("sys/revoke/", By.LEASE_ID),
+    ):
+        if path.startswith(begin):
+            target = unquote(path.removeprefix(begin))
+            return (by, target.rstrip("/") if by in (By.PREFIX, By.FORCE) else target) if target.strip("/") else None
+    if path in {"sys/leases/revoke", "sys/revoke"} and answer and answer.data_lease_id:
+        return (By.HASH if answer.data_lease_id.startswith(HMAC) else By.LEASE_ID), answer.data_lease_id
+    if path == "auth/token/revoke-self" and half.accessor:
+        return By.TOKEN, half.accessor
+    if path == "auth/token/revoke-accessor" and answer and answer.data_accessor:
+        return By.TOKEN, answer.data_accessor
+    return None
+
+
+def take(
+    stream: Stream, halves: list[Half], *, leases: Iterable[int], hashes: list[int], tokens: list[int], now: datetime
+) -> None:
+    """`leases` (keys), `hashes` (audit_text ids of lease ids) and `tokens` (ids) are what this batch tells of for the first time."""
+    new = add(stream, halves)
+    with connection.cursor() as cursor:
+        if tokens or new:
+            cursor.execute(_END_LOGINS, [stream.device.vault_id, new, tokens])
+        affected = set(leases)
+        if new:
+            for query in _LEASES_OF_ENDINGS:
+                cursor.execute(query, [new])
+                affected |= {row[0] for row in cursor.fetchall()}
+        if hashes:
+            cursor.execute(
+                "SELECT l.id FROM audit_text t JOIN leases_lease l ON l.lease_id = t.text AND l.vault_id = %s WHERE t.id = ANY(%s)",
+                [stream.device.vault_id, hashes],
+            )
+            affected |= {row[0] for row in cursor.fetchall()}
+        if affected:
+            expect_ends(affected, now=now)
+        if new:
+            _ask_for_a_list(stream, new, cursor)
+    confirm_revocations(stream, halves, now=now)
+
+
+def add(stream: Stream, halves: list[Half]) -> list[int]:
+    """Keeps what these are aimed at; returns the keys of those that are new."""
+    rows = [
+        (half.request_id, half.at, *aimed, half.what[2], half.who[0])
+        for half in halves
+        if (aimed := aim(half)) is not None
+    ]
+    if not rows:
+        return []
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            INSERT INTO audit_ending (vault_id, device_id, salt_epoch, request_id, at, by, target, path, display_name)
+            SELECT %s, %s, %s, * FROM unnest(%s::text[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[])
+            ON CONFLICT (device_id, request_id) DO NOTHING
+            RETURNING id
+            """,
+            [
+                stream.device.vault_id,
+                stream.device_id,
+                stream.device.salt_epoch,
+                *[list(column) for column in zip(*rows, strict=True)],
+            ],
+        )
+        return [row[0] for row in cursor.fetchall()]
+
+
+# from an ending to the leases that it was aimed at
+_LEASES_OF_ENDINGS = [
+    """
+    SELECT l.id FROM audit_ending e JOIN leases_lease l ON l.vault_id = e.vault_id AND l.lease_id = e.target
+    WHERE e.id = ANY(%s) AND e.by = 'lease id'
+    """,
+    """
+    SELECT l.id FROM audit_ending e
+    JOIN audit_hash h ON h.device_id = e.device_id AND h.salt_epoch = e.salt_epoch AND h.of = 'lease id' AND h.hash = e.target
+    JOIN audit_text t ON t.id = h.lease_name_id
+    JOIN leases_lease l ON l.vault_id = e.vault_id AND l.lease_id = t.text
+    WHERE e.id = ANY(%s) AND e.by = 'hash of a lease id'
+    """,
+    """
+    SELECT l.id FROM audit_ending e
+    JOIN leases_lease l ON l.vault_id = e.vault_id AND starts_with(l.lease_id, e.target || '/')
+    WHERE e.id = ANY(%s) AND e.by IN ('prefix', 'force')
+    """,
+    """
+    SELECT l.id FROM audit_ending e
+    JOIN audit_token t ON t.device_id = e.device_id AND t.salt_epoch = e.salt_epoch AND t.accessor = e.target
+    JOIN leases_lease l ON l.login_id = t.login_id
+    WHERE e.id = ANY(%s) AND e.by = 'token'
+    """,
+]
+
+# from leases to the earliest ending that fits each
+_ENDINGS_OF_LEASES = """
+    WITH ended AS (
+      SELECT id, vault_id, lease_id, login_id, COALESCE(accessed_at, issued_at, '-infinity') AS begun_at
+      FROM leases_lease WHERE id = ANY(%s)
+    ), fitting AS (
+      SELECT s.id, e.at, e.request_id, e.by, e.path, e.display_name FROM ended s
+      JOIN audit_ending e ON e.vault_id = s.vault_id AND e.by = 'lease id' AND e.target = s.lease_id
+      UNION ALL
+      SELECT s.id, e.at, e.request_id, e.by, e.path, e.display_name FROM ended s
+      JOIN audit_text t ON t.text = s.lease_id AND t.digest = ANY(%s)
+      JOIN audit_hash h ON h.lease_name_id = t.id AND h.of = 'lease id'
+      JOIN audit_ending e ON e.vault_id = s.vault_id AND e.by = 'hash of a lease id' AND e.target = h.hash
+        AND e.device_id = h.device_id AND e.salt_epoch = h.salt_epoch
+      UNION ALL
+      SELECT s.id, e.at, e.request_id, e.by, e.path, e.display_name FROM ended s
+      JOIN audit_ending e ON e.vault_id = s.vault_id AND e.by IN ('prefix', 'force')
+        AND starts_with(s.lease_id, e.target || '/') AND e.at >= s.begun_at
+      UNION ALL
+      SELECT s.id, e.at, e.request_id, e.by, e.path, e.display_name FROM ended s
+      JOIN audit_token k ON k.login_id = s.login_id
+      JOIN audit_ending e ON e.vault_id = s.vault_id AND e.by = 'token' AND e.target = k.accessor
+        AND e.device_id = k.device_id AND e.salt_epoch = k.salt_epoch AND e.at >= s.begun_at
+    )
+    SELECT DISTINCT ON (id) id, at, request_id, by, path, display_name FROM fitting ORDER BY id, at, request_id
+"""
+
+_END_LOGINS = """
+    UPDATE leases_login g SET ended_at = u.at, end_reason = 'revoked'
+    FROM (
+      SELECT k.login_id, min(e.at) AS at FROM audit_ending e
+      JOIN audit_token k ON k.device_id = e.device_id AND k.salt_epoch = e.salt_epoch AND k.accessor = e.target
+      WHERE e.vault_id = %s AND e.by = 'token' AND k.login_id IS NOT NULL AND (e.id = ANY(%s) OR k.id = ANY(%s))
+      GROUP BY k.login_id
+    ) u
+    WHERE g.id = u.login_id AND (g.ended_at IS NULL OR g.ended_at > u.at)
+"""
+
+
+def expect_ends(keys: Iterable[int], *, now: datetime) -> None:
+    """These leases should be over, if an ending fits them: the event is kept as their evidence, and a lookup decides."""
+    keys = sorted(keys)
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT lease_id FROM leases_lease WHERE id = ANY(%s)", [keys])
+        digests = [digest(row[0]) for row in cursor.fetchall()]
+        cursor.execute(_ENDINGS_OF_LEASES, [keys, digests])
+        rows = [
+            (key, at, REASONS[By(by)].value, f"{path} by {name or 'somebody'}, request {request_id}")
+            for key, at, request_id, by, path, name in cursor.fetchall()
+        ]
+        if not rows:
+            return
+        columns: list[Any] = [list(column) for column in zip(*rows, strict=True)]
+        cursor.execute(
+            """
+            UPDATE leases_lease l SET
+              end_seen_at = u.at, end_seen_reason = u.reason, end_seen_evidence = u.evidence,
+              lookup_due_at = LEAST(l.lookup_due_at, %s)
+            FROM unnest(%s::bigint[], %s::timestamptz[], %s::text[], %s::text[]) AS u (id, at, reason, evidence)
+            WHERE l.id = u.id AND l.state <> 'ended' AND (l.end_seen_at IS NULL OR l.end_seen_at > u.at)
+            """,
+            [now, *columns],
+        )
+        # a lookup may have found a lease gone before the line that says why was read
+        cursor.execute(
+            """
+            UPDATE leases_lease l SET
+              end_seen_at = u.at, end_seen_reason = u.reason, end_seen_evidence = u.evidence,
+              ended_at = u.at, end_reason = u.reason, end_evidence = u.evidence || '; a lookup finds no such lease',
+              updated_at = %s
+            FROM unnest(%s::bigint[], %s::timestamptz[], %s::text[], %s::text[]) AS u (id, at, reason, evidence)
+            WHERE l.id = u.id AND l.state = 'ended' AND l.end_seen_at IS NULL AND l.issued_at <= u.at
+              AND (l.end_reason = %s OR (l.end_reason = %s AND l.ended_at > u.at))
+            """,
+            [now, *columns, EndReason.UNKNOWN, EndReason.EXPIRED],
+        )
+
+
+def _ask_for_a_list(stream: Stream, new: list[int], cursor: Any) -> None:
+    """A revocation by a hash that nothing explains (yet): a list will show which lease is missing."""
+    cursor.execute(
+        """
+        SELECT EXISTS (
+          SELECT 1 FROM audit_ending e WHERE e.id = ANY(%s) AND e.by = 'hash of a lease id' AND NOT EXISTS (
+            SELECT 1 FROM audit_hash h WHERE h.device_id = e.device_id AND h.salt_epoch = e.salt_epoch
+              AND h.of = 'lease id' AND h.hash = e.target))
+        """,
+        [new],
+    )
+    if cursor.fetchone()[0]:
+        Vault.objects.filter(pk=stream.device.vault_id).update(reconciled_at=None)
+
+
+def confirm_revocations(stream: Stream, halves: list[Half], *, now: datetime) -> None:
+    """Vault's own audit lines of revocations that were asked for here, as the last step of their receipts."""
+    for half in halves:
+        aimed = aim(half)
+        if aimed is None or aimed[0] is not By.LEASE_ID or not half.what[2].startswith("sys/"):
+            continue
+        if "/revoke/" in half.what[2] and _by_our_own(stream, half):
+            confirm_revocation(stream, aimed[1], half, now)
+
+
+def _by_our_own(stream: Stream, half: Half) -> bool:
+    respond = stream.device.vault.respond or {}
+    if respond.get("method") == "token":
+        return True  # a token that was given has no login to know it by
+    return Token.objects.filter(
+        device=stream.device, salt_epoch=stream.device.salt_epoch, accessor=half.accessor, login__own=True
+    ).exists()
+
+
+def confirm_revocation(stream: Stream, lease_id: str, half: Half, now: datetime) -> None:
+    revocation = (
+        Revocation.objects.filter(
+            lease__vault=stream.device.vault_id,
+            lease__lease_id=lease_id,
+            audit_request_id="",
+        )
+        .exclude(state__in=[RevocationState.REQUESTED, RevocationState.FAILED])
+        .select_related("lease")
+        .order_by("-id")
+        .first()
+    )
+    if revocation is None:
+        return
+    updated = Revocation.objects.filter(pk=revocation.pk, audit_request_id="").update(
+        audit_request_id=half.request_id, updated_at=now
+    )
+    if updated:
+        note(
+            revocation,
+            AUDIT_SEEN,
+            Outcome.OK,
+            f"request {half.request_id} by {half.who[0]} on {stream}",
+            now=now,
+        )

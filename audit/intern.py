@@ -1,0 +1,160 @@
+"""What repeats in the log stands once in the database: texts in, integers out, with a memory of what was asked before.
+
+Rows are made outside of the batch's transaction (they never change and are harmless if nothing comes to refer to them), so that
+what is remembered here is always there.
+"""
+
+import hashlib
+from collections.abc import Callable, Collection, Hashable
+from typing import Any, TypeVar
+from uuid import UUID
+
+import msgspec
+from django.db import connection
+
+# entry_type, operation, path, mount_point, mount_type, namespace_path
+What = tuple[str, str, str, str, str, str]
+# display_name, entity_id, token_type, policies and metadata (both as JSON text)
+Who = tuple[str, str, str, str, str]
+
+_K = TypeVar("_K", bound=Hashable)
+_MOST = 100_000
+
+
+class Memory:
+    """The ids that this process knows. Bounded: beyond _MOST entries of a kind it begins anew."""
+
+    def __init__(self) -> None:
+        self.whats: dict[What, int] = {}
+        self.whos: dict[Who, int] = {}
+        self.texts: dict[str, int] = {}
+        self.tokens: dict[tuple[int, int, str], int] = {}
+        self.server: object = None
+
+
+_memory = Memory()
+
+
+def memory() -> Memory:
+    """What is known. Forgotten with the connection: whatever happened to the server meanwhile, ids are asked for again."""
+    connection.ensure_connection()
+    server = (connection.settings_dict["NAME"], connection.connection.info.backend_pid)
+    if _memory.server != server:
+        forget()
+        _memory.server = server
+    return _memory
+
+
+def forget() -> None:
+    """For a process that is given another database (tests)."""
+    for known in (_memory.whats, _memory.whos, _memory.texts, _memory.tokens):
+        known.clear()
+    _memory.server = None
+
+
+def digest(*parts: str) -> UUID:
+    """128 bits of the SHA-256 of these texts, told apart by their lengths."""
+    return UUID(bytes=hashlib.sha256(msgspec.msgpack.encode(parts)).digest()[:16])
+
+
+def whats(keys: Collection[What]) -> dict[What, int]:
+    """The ids of these keys (and of others)."""
+    return _intern(memory().whats, keys, _insert_whats)
+
+
+def whos(keys: Collection[Who]) -> dict[Who, int]:
+    return _intern(memory().whos, keys, _insert_whos)
+
+
+def texts(keys: Collection[str]) -> dict[str, int]:
+    return _intern(memory().texts, keys, _insert_texts)
+
+
+def tokens(keys: Collection[tuple[int, int, str]]) -> dict[tuple[int, int, str], int]:
+    """Keys are (device id, salt epoch, accessor or its HMAC)."""
+    return _intern(memory().tokens, keys, _insert_tokens)
+
+
+def _intern(known: dict[_K, int], keys: Collection[_K], insert: Callable[[list[_K]], dict[_K, int]]) -> dict[_K, int]:
+    missing = [key for key in keys if key not in known]
+    if missing:
+        if len(known) + len(missing) > _MOST:
+            known.clear()
+            missing = list(keys)
+        known.update(insert(missing))
+    return known
+
+
+def _insert_whats(keys: list[What]) -> dict[What, int]:
+    rows = {digest(*key): key for key in keys}
+    found = _insert(
+        "audit_what",
+        ("digest", "entry_type", "operation", "path", "mount_point", "mount_type", "namespace_path"),
+        ("uuid", "text", "text", "text", "text", "text", "text"),
+        [(key, *rows[key]) for key in sorted(rows)],
+    )
+    return {rows[key]: number for key, number in found}
+
+
+def _insert_whos(keys: list[Who]) -> dict[Who, int]:
+    rows = {digest(*key): key for key in keys}
+    found = _insert(
+        "audit_who",
+        ("digest", "display_name", "entity_id", "token_type", "policies", "metadata"),
+        ("uuid", "text", "text", "text", "jsonb", "jsonb"),
+        [(key, *rows[key][:3], rows[key][3] or "[]", rows[key][4] or "{}") for key in sorted(rows)],
+    )
+    return {rows[key]: number for key, number in found}
+
+
+def _insert_texts(keys: list[str]) -> dict[str, int]:
+    rows = {digest(key): key for key in keys}
+    found = _insert("audit_text", ("digest", "text"), ("uuid", "text"), [(key, rows[key]) for key in sorted(rows)])
+    return {rows[key]: number for key, number in found}
+
+
+def _insert(table: str, columns: tuple[str, ...], types: tuple[str, ...], rows: list[tuple[Any, ...]]) -> Any:
+    """Sorted rows, so that two writers never wait for each other in a ring. Only what is missing is inserted: each try uses an id up."""
+    with connection.cursor() as cursor:
+        find = f"SELECT digest, id FROM {table} WHERE digest = ANY(%s)"  # noqa: S608
+        cursor.execute(find, [[row[0] for row in rows]])
+        found = cursor.fetchall()
+        known = {key for key, _ in found}
+        rows = [row for row in rows if row[0] not in known]
+        if rows:
+            names = ", ".join(columns)
+            arrays = ", ".join(f"%s::{name}[]" for name in types)
+            cursor.execute(
+                f"INSERT INTO {table} ({names}) SELECT * FROM unnest({arrays}) ON CONFLICT (digest) DO NOTHING",  # noqa: S608
+                [list(column) for column in zip(*rows, strict=True)],
+            )
+            cursor.execute(find, [[row[0] for row in rows]])
+            found += cursor.fetchall()
+        return found
+
+
+def _insert_tokens(keys: list[tuple[int, int, str]]) -> dict[tuple[int, int, str], int]:
+    rows = sorted(keys)
+    devices, epochs, accessors = (list(column) for column in zip(*rows, strict=True))
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO audit_token (device_id, salt_epoch, accessor)"
+            " SELECT * FROM unnest(%s::bigint[], %s::int[], %s::text[])"
+            " ON CONFLICT (device_id, salt_epoch, accessor) DO NOTHING",
+            [devices, epochs, accessors],
+        )
+        cursor.execute(
+            "SELECT t.device_id, t.salt_epoch, t.accessor, t.id FROM audit_token t"
+            " JOIN unnest(%s::bigint[], %s::int[], %s::text[]) AS k (device_id, salt_epoch, accessor)"
+            " USING (device_id, salt_epoch, accessor)",
+            [devices, epochs, accessors],
+        )
+        return {(device, epoch, accessor): number for device, epoch, accessor, number in cursor.fetchall()}
+
+
+def known_texts(keys: Collection[str]) -> dict[str, int]:
+    """The ids of texts that are stored for certain; for use inside a transaction."""
+    rows = {digest(key): key for key in keys}
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT digest, id FROM audit_text WHERE digest = ANY(%s)", [list(rows)])
+        return {rows[key]: number for key, number in cursor.fetchall()}
