@@ -39,8 +39,8 @@ def _account(number: int) -> Account:
         number=number,
         namespace=f"{team}-{_STAGES[place % len(_STAGES)]}",
         name=_APPLICATIONS[application],
-        # one namespace in six works on the second database mount
-        mount="warehouse" if place % 6 == 5 else "database",
+        # one account in six works on the second database mount
+        mount="warehouse" if number % 6 == 5 else "database",
         database=f"{team}-{_APPLICATIONS[application]}",
     )
 

@@ -37,16 +37,16 @@ GROUP BY ALL
 
 def figures(log: Log, *, vault: str, times: int) -> list[Figure]:
     """Medians. Raises Void unless every answer is what the log's generator counted."""
-    own = _median("the product's read", lambda: _product(log, vault), log, times=times)
+    own = median("the product's read", lambda: _product(log, vault), log, times=times)
     found = [Figure("the product's read, ms", own * 1000)]
     for name, missing, ask in (
-        ("grep + jq", _missing_jq(), lambda: grep_and_jq(log.path, *log.window)),
-        ("DuckDB", _missing_duckdb(), lambda: duckdb(log.path, *log.window)),
+        ("grep + jq", missing_jq(), lambda: grep_and_jq(log.path, *log.window)),
+        ("DuckDB", missing_duckdb(), lambda: duckdb(log.path, *log.window)),
     ):
         if missing:
             progress(f"{name} is left out: {missing}")
             continue
-        seconds = _median(name, ask, log, times=times)
+        seconds = median(name, ask, log, times=times)
         found += [
             Figure(f"{name} from the file, ms", seconds * 1000),
             Figure(f"{name} / the product's read (time)", seconds / own, at_least=1),
@@ -54,7 +54,7 @@ def figures(log: Log, *, vault: str, times: int) -> list[Figure]:
     return found
 
 
-def _median(name: str, ask: Callable[[], Answer], log: Log, *, times: int) -> float:
+def median(name: str, ask: Callable[[], Answer], log: Log, *, times: int) -> float:
     seconds = []
     for _ in range(times):
         began = time.perf_counter()
@@ -93,9 +93,9 @@ def _bound(at: datetime) -> str:
     return at.strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _missing_jq() -> str:
+def missing_jq() -> str:
     return "" if shutil.which("jq") else "jq is not installed: apt-get install jq"
 
 
-def _missing_duckdb() -> str:
+def missing_duckdb() -> str:
     return "" if find_spec("duckdb") else "duckdb is not installed: make install"
