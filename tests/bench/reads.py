@@ -70,9 +70,10 @@ def _product(log: Log, vault: str) -> Answer:
 
 
 def grep_and_jq(path: Path, from_at: datetime, to_at: datetime) -> Answer:
-    """grep takes out the lines that can count, jq reads them."""
+    """grep takes out the few lines that can count (the fastest of five ways that were tried), jq reads them."""
     command = (
-        f'LC_ALL=C grep -F /creds/ {shlex.quote(str(path))} | LC_ALL=C grep -F \'"type":"response"\''
+        f'LC_ALL=C grep -F \'"mount_type":"database"\' {shlex.quote(str(path))}'
+        ' | LC_ALL=C grep -F \'"type":"response"\''
         f" | jq -r --arg from {_bound(from_at)} --arg to {_bound(to_at)} {shlex.quote(_JQ)}"
         " | LC_ALL=C sort | uniq -c"
     )
@@ -85,6 +86,7 @@ def duckdb(path: Path, from_at: datetime, to_at: datetime) -> Answer:
     import duckdb
 
     with duckdb.connect() as connection:
+        connection.execute("SET enable_progress_bar = false")
         rows = connection.execute(_DUCKDB, [str(path), _bound(from_at), _bound(to_at)]).fetchall()
     return sorted((str(account), str(credentials), int(times)) for account, credentials, times in rows)
 
