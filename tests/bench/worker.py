@@ -96,7 +96,8 @@ def main() -> None:
     path, vault = Path(arguments[0]), arguments[1]
     connection.ensure_connection()
     print("ready", flush=True)
-    sys.stdin.readline()
+    if not sys.stdin.readline():
+        sys.exit("the bench is gone")
     profiler = cProfile.Profile() if "--profile" in sys.argv else None
     # one clock for all processes of the machine
     began = time.monotonic()
