@@ -161,5 +161,10 @@ def readable(stream: Stream) -> None:
         raise _Wrong(
             stream.refused, "Enable the device without log_raw under a new path, then name that in leasehold.toml."
         )
+    if stream.pushed and not stream.push_token_sha256:
+        raise _Wrong(
+            "Its log shipper has no token yet",
+            f"Make one: `manage.py push_token {stream.device.vault.name} {stream.device.name} {stream.node}`.",
+        )
     if stream.path:
         follow.read(Path(stream.path), position_of(stream))

@@ -67,6 +67,12 @@ class LedgerCollector(Collector):
             ["vault", "device", "node"],
             [(labels, status.stream.unread_bytes) for labels, status in labelled],
         )
+        yield _gauge(
+            "leasehold_stream_read_timestamp_seconds",
+            "When the stream's file was last looked at, or its last batch was pushed",
+            ["vault", "device", "node"],
+            [(labels, status.stream.read_at.timestamp()) for labels, status in labelled if status.stream.read_at],
+        )
         for name, text in STREAM_COUNTERS.items():
             counter = CounterMetricFamily(f"leasehold_stream_{name}", text, labels=["vault", "device", "node"])
             for labels, status in labelled:

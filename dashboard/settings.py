@@ -190,6 +190,11 @@ CELERY_TASK_ROUTES = {
     "leases.tasks.resume_stuck_revocations": {"queue": "actions"},
 }
 
+# the push process (dashboard/push/): bytes of a body as it is sent, bytes of it unpacked, and bodies held at once
+PUSH_BODY_BYTES = env.number("LEASEHOLD_PUSH_BODY_MB", 20) * 1024 * 1024
+PUSH_LINES_BYTES = env.number("LEASEHOLD_PUSH_LINES_MB", 64) * 1024 * 1024
+PUSH_AT_ONCE = env.number("LEASEHOLD_PUSH_AT_ONCE", 4)
+
 LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,

@@ -40,6 +40,7 @@ class LoginConfig(msgspec.Struct, forbid_unknown_fields=True):
 class NodeConfig(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     path: str = ""
+    push: bool = False
 
 
 class DeviceConfig(msgspec.Struct, forbid_unknown_fields=True):
@@ -141,12 +142,28 @@ def problems(configuration: Configuration) -> list[str]:
             databases.get(database.kind)
         except databases.UnknownKind as error:
             found.append(f"database {database.name}: {error}")
+    found += unpushable(configuration)
     for vault in configuration.vaults:
         for name, login in [("observe", vault.observe), ("respond", vault.respond)]:
             if login and login.method != "token" and not (login.role and login.mount):
                 found.append(f"vault {vault.name}: [vaults.{name}] with method {login.method} needs mount and role")
         if vault.reconcile_seconds < 5:
             found.append(f"vault {vault.name}: reconcile_seconds must be 5 or more")
+    return found
+
+
+def unpushable(configuration: Configuration) -> list[str]:
+    """Nodes with `push = true` that have a file as well, or names that no address can carry."""
+    found = []
+    for vault, device, node in [(v, d, n) for v in configuration.vaults for d in v.devices for n in d.nodes if n.push]:
+        stream = f"stream {vault.name}/{device.name}/{node.name}"
+        if node.path:
+            found.append(f"{stream} has path and push = true: a stream is followed or pushed, never both")
+        for what, name in (("vault", vault.name), ("device", device.name), ("node", node.name)):
+            # /ingest/VAULT/DEVICE/NODE: a device's path in Vault may hold slashes, so the others must not
+            parts = name.split("/") if what == "device" else [name]
+            if not name.isprintable() or any(part in {"", ".", ".."} or "/" in part for part in parts):
+                found.append(f"{stream}: a pushed stream's {what} cannot be named {name!r}")
     return found
 
 
