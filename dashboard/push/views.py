@@ -96,7 +96,8 @@ def take(request: HttpRequest, stream: Stream) -> dict[str, int]:
     except bodies.Undecodable as error:
         raise Refusal(400, f"{error}; nothing was taken") from error
     except bodies.Unfinished as error:
-        raise Refusal(408, "the body did not arrive whole; send it again") from error
+        # not 408: some shippers throw away what is answered with a 4xx
+        raise Refusal(503, "the body did not arrive whole; send it again", {"Retry-After": AGAIN_SOON}) from error
     except RawSecret as error:
         raise Refusal(
             422, f"{error.field} stands in plain text; nothing of this was stored, and the stream is refused"
