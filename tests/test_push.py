@@ -22,9 +22,9 @@ from django.test import Client
 from django.utils import timezone
 
 import audit.queries
-from audit import configuration, push
+from audit import configuration, push, users
 from audit.doctor import readable
-from audit.models import Event, RawBlock, RejectedLine, Sighting, Stream
+from audit.models import Device, Event, RawBlock, RejectedLine, Sighting, Stream
 from demo.processes import free_port
 from leases.configuration import ConfigurationError, load
 from leases.errors import SourceError
@@ -114,6 +114,16 @@ def test_a_batch_that_comes_again_changes_nothing(server: Push, stream: Stream, 
     after = stored()
     assert after.pop("Event") == before.pop("Event")
     assert (after["RawBlock"], after["Sighting"]) == (before["RawBlock"], before["Sighting"])
+
+
+@pytest.mark.xfail(strict=True, reason="ingest() keeps rejected lines of a pushed batch again, in a block of their own")
+def test_a_batch_with_rejected_lines_that_comes_again_changes_nothing(server: Push, stream: Stream, token: str) -> None:
+    lines = body([*requests(1), "no entry"])
+    server.post(PATH, lines, token=token)
+    before = stored()
+    server.post(PATH, lines, token=token)
+    after = stored()
+    assert (after["RawBlock"], after["RejectedLine"]) == (before["RawBlock"], before["RejectedLine"])
 
 
 def test_a_batch_that_comes_twice_at_once_is_taken_once(server: Push, stream: Stream, token: str) -> None:
@@ -301,11 +311,11 @@ def test_a_decompression_bomb_is_refused_without_filling_the_memory(
     server: Push, stream: Stream, token: str, encoding: str
 ) -> None:
     if encoding == "gzip":
-        packer = zlib.compressobj(9, wbits=31)
-        bomb = b"".join(packer.compress(bytes(16 * 1024 * 1024)) for _ in range(64)) + packer.flush()
+        packer = zlib.compressobj(1, wbits=31)
+        bomb = b"".join(packer.compress(bytes(16 * 1024 * 1024)) for _ in range(16)) + packer.flush()
     else:
-        compressor = zstandard.ZstdCompressor(level=19).compressobj()
-        bomb = b"".join(compressor.compress(bytes(16 * 1024 * 1024)) for _ in range(64)) + compressor.flush()
+        compressor = zstandard.ZstdCompressor().compressobj()
+        bomb = b"".join(compressor.compress(bytes(16 * 1024 * 1024)) for _ in range(16)) + compressor.flush()
     before = max(peaks(server).values())
     refused(server.post(PATH, bomb, token=token, Content_Encoding=encoding), 413, "unpacked")
     assert max(peaks(server).values()) - before < 48 * 1024
@@ -574,6 +584,16 @@ def test_a_stream_is_followed_or_pushed_and_its_names_fit_an_address(tmp_path: P
 def test_the_database_holds_what_a_pushed_stream_is(stream: Stream, wrong: dict[str, object]) -> None:
     with pytest.raises(IntegrityError), transaction.atomic():
         Stream.objects.filter(pk=stream.pk).update(**wrong)
+
+
+def test_a_device_whose_lines_are_pushed_is_one_that_the_vault_is_asked_about() -> None:
+    pushed("file-a")
+    # one node of it is followed, the other pushed
+    factories.stream("file-b")
+    pushed("file-b", "bao-1")
+    factories.stream("from the command line", path="")
+    Stream.objects.filter(pk=pushed("file-c").pk).update(retired=True)
+    assert [device.name for device in users.followed(Device.objects.all())] == ["file-a", "file-b"]
 
 
 def test_a_pushed_stream_without_a_token_is_a_finding(stream: Stream) -> None:

@@ -8,6 +8,7 @@ import socket
 import time
 from typing import Any
 
+from gunicorn.http.errors import ParseException
 from gunicorn.util import write_error
 from gunicorn.workers.gthread import ThreadWorker
 
@@ -47,7 +48,11 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                     socket.socket.shutdown(conn.sock, socket.SHUT_RD)
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
-        # gunicorn's own would log the offending header, which may be the one with the token
-        self.log.warning("a request from %s cannot be read: %s", (addr or ("",))[0], type(exc).__name__)
+        # gunicorn's own would log the offending header, which may be the one with the token, or the address with its query
+        client_error = isinstance(exc, ParseException | OSError)
+        if client_error:
+            self.log.warning("a request from %s cannot be read: %s", (addr or ("",))[0], type(exc).__name__)
+        else:
+            self.log.error("a request from %s failed", (addr or ("",))[0], exc_info=exc)
         with contextlib.suppress(OSError):
-            write_error(client, 400, "Bad Request", "")
+            write_error(client, *((400, "Bad Request", "") if client_error else (500, "Internal Server Error", "")))
