@@ -20,7 +20,7 @@ from leases.models import Certainty, Lease, Policy
 STAYS_OPEN = timedelta(minutes=10)
 # so many leases are judged at once: enough to make queries cheap, few enough to lock no row for long
 SLICE = 2_000
-# so often is a lease judged again that others keep changing meanwhile; it stays open then
+# so often is a lease judged that others change meanwhile
 TRIES = 3
 
 
@@ -95,22 +95,24 @@ def from_address(evidence: Evidence) -> Decision:
     )
 
 
-def attribute(keys: list[int], *, now: datetime) -> int:
-    """Applies the rule to these leases; returns how many changed."""
+def attribute(keys: list[int], *, now: datetime, wait: bool = True) -> int:
+    """Applies the rule to these leases; returns how many changed. Without `wait`, what others are changing is left out."""
+    if not keys:
+        return 0
     skew = timedelta(seconds=Policy.current().clock_skew_seconds)
     ordered = sorted(keys)
     slices = (ordered[begin : begin + SLICE] for begin in range(0, len(ordered), SLICE))
-    return sum(attribute_slice(some, skew=skew, now=now) for some in slices)
+    return sum(attribute_slice(some, skew=skew, now=now, wait=wait) for some in slices)
 
 
-def attribute_slice(keys: list[int], *, skew: timedelta, now: datetime) -> int:
+def attribute_slice(keys: list[int], *, skew: timedelta, now: datetime, wait: bool) -> int:
     """Applies the rule to these leases at once; returns how many changed."""
     changed = 0
-    for _ in range(TRIES):
+    for _ in range(TRIES if wait else 1):
         found = gather(keys, skew=skew)
         settled = (settle(lease, evidence, decide(evidence), now=now) for lease, evidence in found)
         changes = [change for change in settled if change is not None]
-        saved = save(changes, now=now)
+        saved = save(changes, now=now, wait=wait)
         changed += sum(change.visible for change in changes if change.after.id in saved)
         # what another worker has changed since it was read is judged again, by what is there now
         keys = [change.after.id for change in changes if change.after.id not in saved]
@@ -152,7 +154,8 @@ def attribute_waiting(*, seconds: float, limit: int = SLICE) -> int:
     deadline = time.monotonic() + seconds
     taken = 0
     for keys in waiting(limit=limit):
-        attribute(keys, now=timezone.now())
+        # what ingest is changing now is attributed by ingest, and neither waits for the other
+        attribute(keys, now=timezone.now(), wait=False)
         taken += len(keys)
         if time.monotonic() >= deadline:
             break
@@ -201,14 +204,13 @@ def settle(lease: Held, evidence: Evidence, decision: Decision, *, now: datetime
 # Rows are locked in the order of their keys, so that two workers never wait for each other. A lease whose evidence or
 # certainty another one has changed since it was read is left as it is.
 SAVE = """
-    WITH decided AS MATERIALIZED (
-        SELECT * FROM json_to_recordset(%s) AS decided (
+    WITH decided AS (
+        SELECT asked.* FROM json_to_recordset(%s) AS asked (
             id bigint, login_id bigint, accessed_at timestamptz, source_ip text, certainty_before text, visible boolean,
             certainty text, certainty_reason text, cluster text, service_account_namespace text, service_account text,
             pod_namespace text, pod text, pod_uid text, attribution_open boolean
-        )
-    ), held AS MATERIALIZED (
-        SELECT id FROM leases_lease WHERE id IN (SELECT id FROM decided) ORDER BY id FOR NO KEY UPDATE
+        ) JOIN leases_lease lease USING (id)
+        ORDER BY lease.id FOR NO KEY UPDATE OF lease {or_skip}
     ), saved AS (
         UPDATE leases_lease lease SET
             certainty = decided.certainty,
@@ -221,21 +223,20 @@ SAVE = """
             pod_uid = decided.pod_uid,
             attribution_open = decided.attribution_open,
             updated_at = CASE WHEN decided.visible THEN %s ELSE lease.updated_at END
-        FROM held JOIN decided USING (id)
-        WHERE lease.id = held.id
+        FROM decided
+        WHERE lease.id = decided.id
             AND lease.login_id IS NOT DISTINCT FROM decided.login_id
             AND lease.accessed_at IS NOT DISTINCT FROM decided.accessed_at
-            AND lease.source_ip = decided.source_ip
-            AND lease.certainty = decided.certainty_before
-        RETURNING lease.id, lease.vault_id, lease.lease_id
+            AND (lease.source_ip, lease.certainty) IS NOT DISTINCT FROM (decided.source_ip, decided.certainty_before)
+        RETURNING lease.*, decided.certainty_before, decided.visible
     ), history AS (
         INSERT INTO audit_attributionchange (
             at, vault, lease_id, certainty_before, certainty, reason, cluster, pod_namespace, pod, pod_uid, service_account
         )
         SELECT
-            %s, vault.name, saved.lease_id, certainty_before, certainty, certainty_reason, cluster, pod_namespace, pod, pod_uid,
+            %s, vault.name, lease_id, certainty_before, certainty, certainty_reason, cluster, pod_namespace, pod, pod_uid,
             CASE WHEN service_account = '' THEN '' ELSE service_account_namespace || '/' || service_account END
-        FROM saved JOIN decided USING (id) JOIN leases_vault vault ON vault.id = saved.vault_id
+        FROM saved JOIN leases_vault vault ON vault.id = saved.vault_id
         WHERE visible
         ORDER BY saved.id
     )
@@ -243,7 +244,7 @@ SAVE = """
 """
 
 
-def save(changes: list[Change], *, now: datetime) -> set[int]:
+def save(changes: list[Change], *, now: datetime, wait: bool = True) -> set[int]:
     """Writes these down with their history, in one statement; returns the keys of the leases that it wrote to."""
     if not changes:
         return set()
@@ -252,5 +253,7 @@ def save(changes: list[Change], *, now: datetime) -> set[int]:
         for change in changes
     ]
     with connection.cursor() as cursor:
-        cursor.execute(SAVE, [msgspec.json.encode(rows).decode(), now, now])
+        cursor.execute(
+            SAVE.format(or_skip="" if wait else "SKIP LOCKED"), [msgspec.json.encode(rows).decode(), now, now]
+        )
         return {key for (key,) in cursor}

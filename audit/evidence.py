@@ -5,7 +5,7 @@ Rows travel as JSON in both directions: decoded with their types at once they co
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from ipaddress import ip_address
 
@@ -86,6 +86,10 @@ class Account(msgspec.Struct, frozen=True):
     cluster_id: int
     namespace: str
     name: str
+
+
+# What is asked about, and on which day: an address that has been reused for a year is read for the days in question only.
+Subject = tuple[Account, str, date]
 
 
 class Trace(msgspec.Struct, frozen=True):
@@ -179,7 +183,7 @@ def gather(keys: list[int], *, skew: timedelta) -> list[tuple[Held, Evidence]]:
             gapless=watch.gapless(from_at=one.login.logged_in_at, to_at=one.accessed_at),
             caught_up=watch.caught_up(at=one.accessed_at, skew=skew),
             skew_seconds=seconds,
-            unplaced=just_started(unplaced.get(one.account, []), at=one.accessed_at, skew=skew) if late else (),
+            unplaced=just_started(one, unplaced, skew=skew) if late else (),
             settled=not late,
         )
 
@@ -232,11 +236,11 @@ def canonical(address: str) -> str:
     return "" if ip.version == 6 and ip.scope_id else str(ip)
 
 
-def fitting(one: Trace, addresses: dict[tuple[Account, str], Addresses], *, skew: timedelta) -> tuple[Candidate, ...]:
+def fitting(one: Trace, addresses: dict[Subject, Addresses], *, skew: timedelta) -> tuple[Candidate, ...]:
     """The pods that fit the read and the login, or all that fit either where none fits both."""
 
     def pods(address: str, at: datetime) -> tuple[Candidate, ...]:
-        known = addresses.get((one.account, canonical(address)))
+        known = addresses.get((one.account, canonical(address), at.date()))
         return known.at(at, skew=skew) if known else ()
 
     at_read = pods(one.source_ip, one.accessed_at)
@@ -246,15 +250,17 @@ def fitting(one: Trace, addresses: dict[tuple[Account, str], Addresses], *, skew
     return both or (tuple(dict.fromkeys(at_read + at_login)) if at_read and at_login else ())
 
 
-def addresses_of(traces: Iterable[Trace], *, skew: timedelta) -> dict[tuple[Account, str], Addresses]:
+def addresses_of(traces: Iterable[Trace], *, skew: timedelta) -> dict[Subject, Addresses]:
     """Which pods of each service account had each address around the reads and logins."""
-    asked: dict[tuple[Account, str], Asked] = {}
+    asked: dict[Subject, Asked] = {}
     for one in traces:
         for address, at in ((one.source_ip, one.accessed_at), (one.login.address, one.login.logged_in_at)):
             if ip := canonical(address):
-                ask(asked, one.account, ip, from_at=at - skew, to_at=at + skew)
+                ask(asked, (one.account, ip, at.date()), from_at=at - skew, to_at=at + skew)
     if not asked:
         return {}
+    # LATERAL with OFFSET: an index lookup for each question (pod_address_by_address, then leases_pod's primary key), never
+    # a scan of all history, whatever the planner takes the number of questions to be.
     query = """
         SELECT json_agg(json_build_array(
             asked.place,
@@ -266,73 +272,82 @@ def addresses_of(traces: Iterable[Trace], *, skew: timedelta) -> dict[tuple[Acco
             place int, address inet, cluster_id bigint, namespace text, service_account text,
             earliest timestamptz, latest timestamptz
         )
-        JOIN leases_podaddress held ON held.address = asked.address
-            AND held.from_at <= asked.latest AND (held.to_at IS NULL OR held.to_at >= asked.earliest)
-        JOIN leases_pod pod ON pod.id = held.pod_id AND pod.cluster_id = asked.cluster_id
+        CROSS JOIN LATERAL (
+            SELECT * FROM leases_podaddress WHERE address = asked.address
+                AND coalesce(to_at, 'infinity') >= asked.earliest AND from_at <= asked.latest
+            OFFSET 0
+        ) AS held
+        CROSS JOIN LATERAL (SELECT * FROM leases_pod WHERE id = held.pod_id OFFSET 0) AS pod
+        WHERE pod.cluster_id = asked.cluster_id
             AND pod.namespace = asked.namespace AND pod.service_account = asked.service_account
     """
     with connection.cursor() as cursor:
         cursor.execute(query, [questions(asked)])
         rows = ADDRESSES.decode(cursor.fetchone()[0] or "[]")
-    keys = list(asked)
-    found: dict[tuple[Account, str], Addresses] = {}
+    subjects = list(asked)
+    found: dict[Subject, Addresses] = {}
     for place, pod, from_at, to_at in rows:
-        found.setdefault(keys[place], Addresses()).add(pod, from_at=from_at, to_at=to_at or FOREVER)
+        found.setdefault(subjects[place], Addresses()).add(pod, from_at=from_at, to_at=to_at or FOREVER)
     return found
 
 
-def unplaced_pods(traces: Iterable[Trace], *, skew: timedelta) -> dict[Account, list[Unplaced]]:
+def unplaced_pods(traces: Iterable[Trace], *, skew: timedelta) -> dict[Subject, list[Unplaced]]:
     """The pods of each service account that had just started at the reads and have no known address."""
-    asked: dict[tuple[Account, str], Asked] = {}
+    asked: dict[Subject, Asked] = {}
     for one in traces:
         at = one.accessed_at
-        ask(asked, one.account, "", from_at=at - max(ADDRESS_LAG, skew), to_at=at + skew)
+        ask(asked, (one.account, "", at.date()), from_at=at - max(ADDRESS_LAG, skew), to_at=at + skew)
     if not asked:
         return {}
+    # pod_by_service_account serves each question, and the foreign key's index tells who has an address
     query = """
         SELECT json_agg(json_build_array(
-            asked.place, json_build_array(pod.started_at, pod.ended_at, pod.namespace || '/' || pod.name)
-        ) ORDER BY pod.started_at, pod.id)::text
+            asked.place, json_build_array(found.started_at, found.ended_at, found.namespace || '/' || found.name)
+        ) ORDER BY found.started_at, found.id)::text
         FROM json_to_recordset(%s) AS asked (
             place int, cluster_id bigint, namespace text, service_account text, earliest timestamptz, latest timestamptz
         )
-        JOIN leases_pod pod ON pod.cluster_id = asked.cluster_id
-            AND pod.namespace = asked.namespace AND pod.service_account = asked.service_account
-            AND pod.started_at BETWEEN asked.earliest AND asked.latest
-            AND (pod.ended_at IS NULL OR pod.ended_at >= asked.earliest)
-        WHERE pod.node <> '' AND NOT EXISTS (SELECT FROM leases_podaddress held WHERE held.pod_id = pod.id)
+        CROSS JOIN LATERAL (
+            SELECT pod.id, pod.started_at, pod.ended_at, pod.namespace, pod.name
+            FROM leases_pod pod
+            WHERE pod.cluster_id = asked.cluster_id
+                AND pod.namespace = asked.namespace AND pod.service_account = asked.service_account
+                AND pod.started_at BETWEEN asked.earliest AND asked.latest
+                AND (pod.ended_at IS NULL OR pod.ended_at >= asked.earliest) AND pod.node <> ''
+                AND NOT EXISTS (SELECT FROM leases_podaddress held WHERE held.pod_id = pod.id)
+            OFFSET 0
+        ) AS found
     """
     with connection.cursor() as cursor:
         cursor.execute(query, [questions(asked)])
         rows = UNPLACED.decode(cursor.fetchone()[0] or "[]")
-    accounts = [account for account, _ in asked]
-    found: dict[Account, list[Unplaced]] = {}
+    subjects = list(asked)
+    found: dict[Subject, list[Unplaced]] = {}
     for place, pod in rows:
-        found.setdefault(accounts[place], []).append(pod)
+        found.setdefault(subjects[place], []).append(pod)
     return found
 
 
-def just_started(pods: list[Unplaced], *, at: datetime, skew: timedelta) -> tuple[str, ...]:
-    """Those that had just started at that moment, and had not ended."""
+def just_started(one: Trace, unplaced: dict[Subject, list[Unplaced]], *, skew: timedelta) -> tuple[str, ...]:
+    """Those that had just started at the read, and had not ended."""
+    at = one.accessed_at
+    pods = unplaced.get((one.account, "", at.date()), [])
     begin = bisect_left(pods, at - ADDRESS_LAG, key=lambda pod: pod.started_at)
     end = bisect_right(pods, at + skew, key=lambda pod: pod.started_at)
     return tuple(pod.name for pod in pods[begin:end] if (pod.ended_at or FOREVER) >= at - skew)
 
 
-def ask(
-    asked: dict[tuple[Account, str], Asked], account: Account, address: str, *, from_at: datetime, to_at: datetime
-) -> None:
+def ask(asked: dict[Subject, Asked], subject: Subject, *, from_at: datetime, to_at: datetime) -> None:
     """Asks about this time, too."""
-    known = asked.get((account, address))
+    known = asked.get(subject)
     if known is None:
-        place = len(asked)
-        asked[account, address] = Asked(
-            place, address, account.cluster_id, account.namespace, account.name, from_at, to_at
-        )
+        account, address, _ = subject
+        asked[subject] = Asked(len(asked), address, account.cluster_id, account.namespace, account.name, from_at, to_at)
     else:
         known.earliest = min(known.earliest, from_at)
         known.latest = max(known.latest, to_at)
 
 
-def questions(asked: dict[tuple[Account, str], Asked]) -> str:
+def questions(asked: dict[Subject, Asked]) -> str:
+    """As json_to_recordset() takes them."""
     return msgspec.json.encode(list(asked.values())).decode()
