@@ -21,8 +21,9 @@ __all__ = ["CHUNK", "LONGEST_LINE", "Chunk", "FileUnavailable", "Gap", "Position
 CHUNK = 8 * 1024 * 1024
 # one entry can be many megabytes (a LIST of every lease); past this a line is taken as it is
 LONGEST_LINE = 64 * 1024 * 1024
-# a compressed file that ends in the middle may still be written: after so many seconds without a change it is not
-_STILL_WRITTEN = 60
+# a compressed file that ends in the middle may still be written, and a counter that is missing may be on its way: after
+# so many seconds without a change it is not so
+_SETTLED_SECONDS = 60
 
 UNREAD = "bytes unread at rotation"
 TRUNCATED = "truncated before the offset"
@@ -105,36 +106,56 @@ def _read(path: Path, position: Position, size: int, finished: bool, open_files:
     old = _found(files, position)
     if live and old is None and _may_be_live(live, position):
         return _live_lines(live, position, size, ends=finished)
-    gap = None if old else _lost(path, live, position, family)
     later = _later(family, old, position, live if begun else None)
     if live is None and old is None and not later:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
-
     steps = [(old, position)] if old else []
     steps += [(file, Position()) for file in later]
+    gap = None if old else _lost(path, live, position, family)
+    gap, chunk = _rotated_lines(steps, family, gap, size, followed=begun)
+    if chunk:
+        chunk = replace(chunk, unread=chunk.unread + (live.size() if live else 0))
+    elif live:
+        chunk = _live_lines(live, Position(), size, ends=finished)
+    if chunk and chunk.lines:
+        return replace(chunk, gap=gap)
+    # nothing yet: the old position stays until there is a whole line to go with the new one
+    return Chunk(b"", position.offset, position, chunk.unread if chunk else 0)
+
+
+def _rotated_lines(
+    steps: list[tuple[Beside, Position]], family: list[Beside], gap: Gap | None, size: int, *, followed: bool
+) -> tuple[Gap | None, Chunk | None]:
+    """The next lines of the first of `steps` that has any, and what was lost before them; no chunk if all are finished.
+
+    `followed` tells that the live file has begun. A chunk without lines means to wait: the file is not over yet.
+    """
     for number, (file, here) in enumerate(steps):
-        rest = [file.size for file, _ in steps[number + 1 :]] + ([live.size()] if live else [])
-        followed = begun or number + 1 < len(steps)
+        rest = sum(later.size for later, _ in steps[number + 1 :])
+        is_over = followed or number + 1 < len(steps)
         with rotated.opened(file) as audit_file:
             if file.inode == here.inode and not _reaches(audit_file, here.offset):
-                gap = _and(
-                    gap, TRUNCATED, f"{file.path} was cut to {file.size} bytes, but had been read up to {here.offset}"
-                )
-            wait = audit_file.compressed and time.time() - audit_file.stat.st_mtime < _STILL_WRITTEN
-            chunk = _lines(audit_file, here, size, ends=followed and not wait)
-            if chunk.lines:
-                return replace(chunk, unread=chunk.unread + sum(rest), gap=gap)
-            if not followed or (audit_file.damage and wait):
-                return replace(chunk, position=position, offset_from=position.offset, unread=chunk.unread + sum(rest))
+                what = f"{file.path} was cut to {file.size} bytes, but had been read up to byte {here.offset}"
+                gap = _and(gap, TRUNCATED, what)
+            settled = not audit_file.compressed or _unchanged_since(audit_file.stat.st_mtime)
+            chunk = _lines(audit_file, here, size, ends=is_over and settled)
+            chunk = replace(chunk, unread=chunk.unread + rest)
+            if chunk.lines or not is_over or (audit_file.damage and not settled):
+                return gap, chunk
             if audit_file.damage:
                 what = f"{file.path} cannot be decompressed beyond its byte {chunk.offset_from}: {audit_file.damage}"
                 gap = _and(gap, UNDECODABLE, what)
-    if live and begun:
-        chunk = _live_lines(live, Position(), size, ends=finished)
-        if chunk.lines:
-            return replace(chunk, gap=gap)
-    # the old position stays until the new file has a whole line
-    return Chunk(b"", position.offset, position, live.size() if live else 0)
+        if missing := rotated.missing(family, file):
+            # a rotation in progress looks like that too: all but the live file are renamed already
+            if not _unchanged_since(max(file.changed for file in family) / 1e9):
+                return gap, chunk
+            names = " and ".join(str(number) for number in missing)
+            gap = _and(gap, UNREAD, f"What was rotated after {file.path} is missing (counter {names})")
+    return gap, None
+
+
+def _unchanged_since(changed: float) -> bool:
+    return time.time() - changed >= _SETTLED_SECONDS
 
 
 def _is_live(live: AuditFile, position: Position) -> bool:

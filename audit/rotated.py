@@ -189,6 +189,23 @@ def time_of(file: Beside) -> datetime | None:
         return None  # if it is needed, reading it says why
 
 
+def missing(family: list[Beside], file: Beside) -> list[int]:
+    """The counters between `file` and the one after it in `family` (or the live file) that no file has; empty if unsure."""
+    if file not in family or not (counter := _counter(file)):
+        return []
+    place = family.index(file)
+    if any(_counter(other) < counter for other in family[:place] if _counter(other)):
+        return []  # here the counters ascend
+    present = {_counter(other) for other in family[place:]}
+    lower = max((number for number in present if number and number < counter), default=0)
+    return sorted(set(range(lower + 1, counter)))
+
+
+def _counter(file: Beside) -> int:
+    """2 for audit.log.2.gz; 0 where the name has none (or is audit.log.0, which nothing can be missing after)."""
+    return -file.rank[1] if file.rank and file.rank[0] == _COUNTED else 0
+
+
 def expand(patterns: Iterable[str | Path]) -> list[Path]:
     """Files that `patterns` (names or globs) mean, each once, in the order in which they were written.
 
