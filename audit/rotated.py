@@ -40,6 +40,11 @@ def place(name: str) -> tuple[str, Rank]:
     return plain, (_PACKED,) if packed else (_LIVE,)
 
 
+def is_live_name(name: str) -> bool:
+    """True if nothing in the name tells that the file was rotated."""
+    return place(name)[1] == (_LIVE,)
+
+
 def _rank(mark: str) -> Rank:
     if not mark[0].isdigit():
         return _COUNTED, 0
