@@ -4,9 +4,8 @@ new position.
 `prepare` needs no transaction and can run for the next chunk while this one is being stored; `store` is the transaction.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import fields
 from datetime import UTC, date, datetime, timedelta
 
@@ -61,38 +60,39 @@ def ingest(stream_id: int, chunk: Chunk, *, expected: Position | None, now: date
 
 
 def ingest_all(
-    stream_id: int, chunks: Iterable[Chunk], *, expected: Position | None, now: datetime
-) -> Iterator[Counts]:
+    stream_id: int, chunks: Iterator[Chunk], *, expected: Position | None, clock: Callable[[], datetime]
+) -> Iterator[tuple[Chunk, Counts]]:
     """As ingest(), chunk by chunk, for a backlog: the next chunk is taken apart while this one is being stored.
 
-    Ends early (without an error) when another worker has moved the stream on.
+    `chunks` is read in another thread. Ends early (without an error) when another worker has moved the stream on.
     """
-    within = limits(now=now)
-    with closing(iter(chunks)) as source, ThreadPoolExecutor(1, thread_name_prefix="parse") as parser:  # type: ignore[type-var]
+    with ThreadPoolExecutor(1, thread_name_prefix="parse") as parser:
 
         def next_one() -> tuple[Chunk, Batch] | None:
-            chunk = next(source, None)
+            chunk = next(chunks, None)
             if chunk is None:
                 return None
             return chunk, take_apart(chunk.lines, offset=chunk.offset_from, limits=within)
 
+        within = limits(now=clock())
         waiting = parser.submit(next_one)
         while True:
             try:
                 item = waiting.result()
             except RawSecret as error:
-                refuse(stream_id, error, now=now)
+                refuse(stream_id, error, now=clock())
                 raise
             if item is None:
                 return
-            waiting = parser.submit(next_one)
             chunk, batch = item
-            counts = store(stream_id, batch, chunk, expected=expected, now=now)
+            within = limits(now=clock())
+            waiting = parser.submit(next_one)
+            counts = store(stream_id, batch, chunk, expected=expected, now=clock())
             if not counts.lines and batch.lines:
                 return
             if expected is not None:
                 expected = chunk.position
-            yield counts
+            yield chunk, counts
 
 
 def refuse(stream_id: int, error: RawSecret, *, now: datetime) -> None:
@@ -192,6 +192,8 @@ def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Coun
     tables.add_clashes(stream, plan.clashes, sequences, now=now)
     tables.add_events(stream, plan, sequences)
     rollups.count(stream.device.vault_id, tables.deltas(plan))
+    if chunk.gap:
+        coverage.add_gap(stream, kind=chunk.gap.kind, what=chunk.gap.what, lost_bytes=chunk.gap.lost_bytes, now=now)
     coverage.count(stream, batch, plan, now=now)
     ledger.apply(stream, plan, now=now)
     counts = Counts(

@@ -21,7 +21,7 @@ from django.utils import timezone
 
 from audit import follow
 from audit.files import AuditFile
-from audit.ingest import Counts, ingest, position_of
+from audit.ingest import Counts, ingest_all, position_of
 from audit.models import Device, Event, Stream
 from audit.rotated import is_live_name
 from audit.secrets import RawSecret
@@ -89,11 +89,9 @@ class Command(BaseCommand):
         result = {
             **asdict(counts),
             "events": events.count() - events_before,
-            "unpaired": events.filter(request_at=None).count() + events.filter(response_at=None).count(),
-            "expired": 0,
+            "unpaired": events.filter(Q(has_request=False) | Q(response_at=None)).count(),
             "seconds": round(time.monotonic() - began, 3),
         }
-        del result["parts"]
         if options["json"]:
             self.stdout.write(json.dumps(result))
         else:
@@ -213,14 +211,22 @@ def take_file(
 
     Lines that are known already count as duplicates and change nothing. Raises FileUnavailable.
     """
-    while not asked():
-        chunk = follow.read(path, position, finished=finished)
-        if chunk.lines:
-            counts.add(ingest(stream.pk, chunk, expected=None, now=timezone.now()))
-            position = chunk.position
-            yield chunk
-        elif keep_on:
-            time.sleep(0.5)
-        else:
-            yield chunk
-            return
+    last = follow.Chunk(b"", position.offset, position, 0)
+
+    def chunks() -> Iterator[follow.Chunk]:
+        nonlocal last
+        while not asked():
+            chunk = follow.read(path, last.position, finished=finished)
+            last = chunk
+            if chunk.lines:
+                yield chunk
+            elif not keep_on:
+                return
+            else:
+                time.sleep(0.5)
+
+    for chunk, taken in ingest_all(stream.pk, chunks(), expected=None, clock=timezone.now):
+        counts.add(taken)
+        yield chunk
+    if not asked():
+        yield last
