@@ -18,7 +18,9 @@ from audit.merge import absorb, agree, content_of
 from audit.models import Stream
 from audit.plan import Plan, key_of, mark_own, plan_row
 from audit.secrets import RawSecret
+from leases import health
 from leases.models import Policy
+from leases.models.sources import SourceKind
 
 __all__ = ["Counts", "ingest", "ingest_all", "position_of"]
 
@@ -96,9 +98,19 @@ def ingest_all(
 
 
 def refuse(stream_id: int, error: RawSecret, *, now: datetime) -> None:
+    """Nothing more is taken from the stream; its state names the field, never what stands there."""
+    stream = Stream.objects.select_related("device__vault").get(pk=stream_id)
     Stream.objects.filter(pk=stream_id).update(
         refused=f"{error.field} stands in plain text; the device runs with log_raw or the field is not HMAC'd",
         read_at=now,
+    )
+    health.report_failure(
+        SourceKind.STREAM,
+        str(stream),
+        cause=f"The device {stream.device.name} writes {error.field} in plain text; nothing of it is stored",
+        fix="Enable the device without log_raw under a new path (and treat what it has written as leaked), then "
+        "name the new path in leasehold.toml.",
+        now=now,
     )
 
 

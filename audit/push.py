@@ -15,8 +15,8 @@ from django.db import DataError, OperationalError
 
 from audit.follow import Chunk, Position
 from audit.ingest import Counts, ingest
-from audit.lines import RawSecret
 from audit.models import Stream
+from audit.secrets import RawSecret
 from leases import health
 from leases.models.sources import SourceKind
 from leases.turns import turn
@@ -112,16 +112,8 @@ def take(stream: Stream, blocks: Iterable[bytes], *, now: datetime, line_key: st
                 counts.add(_take_piece(stream.pk, unwrap(lines, line_key) if line_key else lines, now=now))
             Stream.objects.filter(pk=stream.pk).update(read_at=now)
             health.report_ok(SourceKind.STREAM, str(stream), now=now)
-    except RawSecret as error:
-        health.report_failure(
-            SourceKind.STREAM,
-            str(stream),
-            cause=f"The device {stream.device.name} writes {error.field} in plain text; nothing of it is stored",
-            fix="Enable the device without log_raw under a new path (and treat what it has written as leaked), then "
-            "name the new path in leasehold.toml.",
-            now=now,
-        )
-        raise
+    except RawSecret:
+        raise  # a ValueError it is not, and the stream's state says so already
     except OperationalError as error:
         if getattr(error.__cause__, "sqlstate", None) in _LOCKED:
             raise Busy from error

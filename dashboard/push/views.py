@@ -12,8 +12,8 @@ from django.http import HttpRequest, JsonResponse
 from django.utils import timezone
 
 from audit import push
-from audit.lines import RawSecret
 from audit.models import Stream
+from audit.secrets import RawSecret
 from dashboard.push import bodies
 from dashboard.version import VERSION
 

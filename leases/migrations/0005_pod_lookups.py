@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("leases", "0003_append_only"),
+        ("leases", "0004_retention_policy"),
     ]
 
     operations = [
