@@ -1,0 +1,424 @@
+"""Ingestion as evidence under kills: nothing is lost and nothing is there twice, by a reader that shares no code with it.
+
+`DRILL_SEED` repeats a run's decisions, though not its timing; the seed of a failed run stands in its output.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import secrets
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import psycopg
+import pytest
+
+from demo import processes
+from tests import drill
+from tests.audit_writer import AuditFile, Writer, as_logged, traffic
+from tests.drill import Clock, Stage, Worker
+
+# both devices log every request, each with its own hashes: two workers write to the same events
+DEVICES = ("a", "b")
+# one reads each stream, and one is there to take over
+WORKERS = 3
+LONGEST_MOMENT = 1.2
+# what a column of Stream counts, beside the lines that became part of an event
+SET_ASIDE = ("duplicates", "rejected", "expired", "conflicts")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What can be told of one request from its lines."""
+
+    has_request: bool
+    has_response: bool
+    path: str
+    lease_id: str
+
+
+@dataclass(slots=True)
+class Tally:
+    """What the drill did. A kill counts only if it hit a process that had the turn at a stream."""
+
+    workers: int = 0
+    pool_processes: int = 0
+    in_a_commit: int = 0
+    orphaned: int = 0
+    postgres: int = 0
+    valkey: int = 0
+
+    @property
+    def kills(self) -> int:
+        return self.workers + self.pool_processes
+
+
+@dataclass(slots=True)
+class Crew:
+    """The workers that run now. Orphans are pool processes whose worker was killed alone: they may read on for a turn."""
+
+    stage: Stage
+    workers: list[Worker] = field(default_factory=list)
+    orphans: list[int] = field(default_factory=list)
+    started: int = 0
+
+    def fill(self) -> None:
+        while len(self.workers) < WORKERS:
+            self.started += 1
+            self.workers.append(drill.start_worker(self.stage, self.started))
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            processes.kill(worker.process)
+        for orphan in self.orphans:
+            with contextlib.suppress(ProcessLookupError):
+                signal.pidfd_send_signal(orphan, signal.SIGKILL)
+            os.close(orphan)
+        self.orphans.clear()
+
+
+@pytest.fixture
+def random() -> Random:
+    seed = int(os.environ.get("DRILL_SEED") or secrets.randbelow(1_000_000))
+    sys.stdout.write(f"DRILL_SEED={seed}\n")
+    return Random(seed)  # noqa: S311 (chooses moments, not secrets)
+
+
+@pytest.mark.timeout(120)
+def test_a_few_kills_and_a_crash_of_each_server_lose_nothing_and_double_nothing(
+    run_folder: Path, random: Random
+) -> None:
+    tally = run(run_folder / "short-drill", random=random, kills=6, crashes=1, seconds_between_rotations=0.8)
+    assert (tally.kills, tally.postgres, tally.valkey) == (6, 1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_fifty_kills_lose_nothing_and_double_nothing(run_folder: Path, random: Random) -> None:
+    tally = run(run_folder / "drill", random=random, kills=50, crashes=3, seconds_between_rotations=2.0)
+    assert (tally.kills, tally.postgres, tally.valkey) == (50, 3, 3)
+    assert tally.in_a_commit >= 5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_killed_command_line_ingest_that_is_started_again_ends_with_everything_once(
+    run_folder: Path, random: Random
+) -> None:
+    folder = run_folder / "command-line-drill"
+    folder.mkdir()
+    began_at = datetime.now(UTC)
+    log = folder / "audit.log"
+    write_log(log, random=random, lines=30_000)
+    stage = drill.build(folder, logs={})
+    try:
+        kill_command_line(stage, log, random=random, kills=10)
+        before = halves(stored_events(stage, from_at=began_at))
+        counts = json.loads(drill.manage(stage, *command_line(log)))
+        found = stored_events(stage, from_at=began_at)
+        lines = log.read_bytes().splitlines(keepends=True)
+        problems = [
+            *event_problems(found, reference(lines)),
+            *line_problems(drill.stored_lines(stage, "a"), lines),
+            *chain_problems(stage),
+            *account_problems(drill.streams(stage)["a"], parts=len(lines)),
+        ]
+        taken = counts["lines"] - sum(counts[name] for name in SET_ASIDE)
+        known = {request_id for request_id, _ in before}
+        assert problems == []
+        assert counts["lines"] == len(lines)
+        assert (taken, counts["events"]) == (len(lines) - len(before), len(found) - len(known))
+        assert counts["unpaired"] == 2 * len(found) - len(lines)
+    finally:
+        stage.stop()
+
+
+def run(folder: Path, *, random: Random, kills: int, crashes: int, seconds_between_rotations: float) -> Tally:
+    """The whole drill: kills, crashes and rotations while lines are written; then everything is compared."""
+    began_at = datetime.now(UTC)
+    files = [AuditFile(d, folder / "log" / d / "audit.log", folder / f"{d}.truth") for d in DEVICES]
+    stage = drill.build(folder, logs={file.device: file.path for file in files})
+    tally, crew, clock = Tally(), Crew(stage), Clock(stage.broker.url)
+    writer = Writer(
+        files,
+        Random(random.random()),  # noqa: S311 (its own: threads decide in no fixed order)
+        lambda: drill.lines_read(stage),
+        lines_a_second=400,
+        longest_backlog=8_000,
+        seconds_between_rotations=seconds_between_rotations,
+        rename_waits=True,
+        copytruncate_waits=True,
+    )
+    try:
+        crew.fill()
+        clock.start()
+        writer.start()
+        strike_until(crew, random=random, kills=kills, crashes=crashes, tally=tally)
+        writer.finish()
+        behind = wait_for_readers(stage, files, seconds=60)
+        clock.stop()
+        crew.stop()
+        sys.stdout.write(f"{tally}\n{sum(file.written for file in files)} lines, {rotations(files)}\n")
+        problems = behind + all_problems(stage, files, from_at=began_at)
+        assert problems == [], "\n".join([*problems, *logs_of(crew)])
+    finally:
+        writer.stop()
+        clock.stop()
+        crew.stop()
+        stage.stop()
+    return tally
+
+
+def strike_until(crew: Crew, *, random: Random, kills: int, crashes: int, tally: Tally) -> None:
+    """Kills until `kills` have counted; each server crashes `crashes` times in between."""
+    places = random.sample(range(1, kills), 2 * crashes) if kills > 2 * crashes else []
+    crash_postgres, crash_valkey = set(places[:crashes]), set(places[crashes:])
+    while tally.kills < kills:
+        strike(crew, random=random, tally=tally)
+        crew.fill()
+        if tally.kills in crash_postgres:
+            crash_postgres.discard(tally.kills)
+            time.sleep(random.uniform(0, LONGEST_MOMENT))
+            crew.stage.crash_postgres()
+            tally.postgres += 1
+        if tally.kills in crash_valkey:
+            crash_valkey.discard(tally.kills)
+            crew.stage.crash_valkey(seconds=random.uniform(0, LONGEST_MOMENT))
+            tally.valkey += 1
+
+
+def strike(crew: Crew, *, random: Random, tally: Tally) -> None:
+    """Kills one process that reads: a while after one was seen to read, or in the middle of its commit."""
+    in_a_commit = random.random() < 0.3
+    moment = random.uniform(0, LONGEST_MOMENT)
+    how = random.choices(["worker", "pool process", "worker alone"], [6, 3, 1])[0]
+    with psycopg.connect(crew.stage.database.dsn(database="leasehold"), autocommit=True) as connection:
+        reading: list[tuple[Worker, int]] = []
+
+        def any_reads(*, committing: bool = False) -> bool:
+            reading[:] = who_reads(crew, connection, committing=committing)
+            return bool(reading)
+
+        processes.wait_until(any_reads, what="a worker that reads", seconds=60, log=crew.workers[0].log)
+        if in_a_commit:
+            in_a_commit = soon(lambda: any_reads(committing=True), seconds=4)
+        else:
+            time.sleep(moment)
+        if not in_a_commit and not any_reads():
+            return
+        worker, pool_process = random.choice(reading)
+        if how == "pool process":
+            os.kill(pool_process, signal.SIGKILL)
+            tally.pool_processes += 1
+        elif how == "worker":
+            processes.kill(worker.process)
+            tally.workers += 1
+        else:
+            crew.orphans.append(os.pidfd_open(pool_process))
+            worker.process.kill()
+            worker.process.wait()
+            tally.orphaned += 1
+    if how != "pool process":
+        crew.workers.remove(worker)
+    tally.in_a_commit += in_a_commit and how != "worker alone"
+
+
+def who_reads(crew: Crew, connection: psycopg.Connection[Any], *, committing: bool) -> list[tuple[Worker, int]]:
+    """Workers, each with its pool process, that have the turn at a stream now."""
+    ports = [session.port for session in drill.readers(connection) if session.committing or not committing]
+    return [
+        (worker, pool_process)
+        for worker in crew.workers
+        for pool_process in (worker.pool() if ports else [])
+        if any(drill.holds_port(pool_process, port) for port in ports)
+    ]
+
+
+def soon(condition: Callable[[], bool], *, seconds: float) -> bool:
+    """Whether it comes true in time; looks often."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.003)
+    return False
+
+
+def wait_for_readers(stage: Stage, files: list[AuditFile], *, seconds: float) -> list[str]:
+    """Until every line was taken; what is still missing then, in words."""
+
+    def behind() -> list[str]:
+        read = drill.lines_read(stage) or {}
+        return [
+            f"device {file.device}: {read.get(file.path, 0)} of {file.written} lines were taken after {seconds:g} s more"
+            for file in files
+            if read.get(file.path, 0) != file.written
+        ]
+
+    soon(lambda: not behind(), seconds=seconds)
+    return behind()
+
+
+def command_line(log: Path) -> list[str]:
+    return ["ingest", str(log), "--vault", drill.VAULT, "--device", "a", "--json"]
+
+
+def kill_command_line(stage: Stage, log: Path, *, random: Random, kills: int) -> None:
+    """Starts `manage.py ingest` and kills it, again and again, at any moment from its first transaction on."""
+    command = [sys.executable, "manage.py", *command_line(log)]
+    killed = 0
+    with psycopg.connect(stage.database.dsn(database="leasehold"), autocommit=True) as connection:
+        while killed < kills:
+            process = processes.spawn(command, log=stage.folder / "ingest.log", env=stage.environment, cwd=drill.ROOT)
+            processes.wait_until(
+                lambda process=process: process.poll() is not None or bool(drill.readers(connection)),  # type: ignore[misc]
+                what="manage.py ingest",
+                seconds=60,
+                log=stage.folder / "ingest.log",
+            )
+            if random.random() < 0.3:
+                soon(lambda: any(session.committing for session in drill.readers(connection)), seconds=4)
+            else:
+                time.sleep(random.uniform(0, 2 * LONGEST_MOMENT))
+            if process.poll() is None:
+                processes.kill(process)
+                killed += 1
+
+
+def write_log(path: Path, *, random: Random, lines: int) -> None:
+    entries = traffic(random)
+    with path.open("wb") as file:
+        for _ in range(lines):
+            session, line = next(entries)
+            file.write(as_logged(line, session=session, device="a", at=datetime.now(UTC)))
+
+
+def reference(lines: Iterable[bytes]) -> dict[str, Request]:
+    """Every request that these lines tell of, read with nothing but Python's own json."""
+    found: dict[str, dict[str, Any]] = {}
+    for line in lines:
+        entry = json.loads(line)
+        request = found.setdefault(entry["request"]["id"], {"types": set(), "path": "", "lease_id": ""})
+        request["types"].add(entry["type"])
+        request["path"] = request["path"] or entry["request"].get("path", "")
+        secret = entry.get("response", {}).get("secret", {})
+        request["lease_id"] = request["lease_id"] or secret.get("lease_id", "")
+    return {
+        request_id: Request("request" in told["types"], "response" in told["types"], told["path"], told["lease_id"])
+        for request_id, told in found.items()
+    }
+
+
+def stored_events(stage: Stage, *, from_at: datetime) -> list[tuple[str, Request]]:
+    """What the product says happened; a request id that stands twice is here twice."""
+    return [
+        (
+            row["request_id"],
+            Request(bool(row["request_at"]), bool(row["response_at"]), row["path"] or "", row["lease_id"] or ""),
+        )
+        for row in drill.exported(stage, "events", from_at=from_at - timedelta(hours=1))
+    ]
+
+
+def halves(events: list[tuple[str, Request]]) -> set[tuple[str, str]]:
+    return {(i, "request") for i, event in events if event.has_request} | {
+        (i, "response") for i, event in events if event.has_response
+    }
+
+
+def all_problems(stage: Stage, files: list[AuditFile], *, from_at: datetime) -> list[str]:
+    """Everything in which the product differs from what was written."""
+    truths = {file.device: file.truth.read_bytes().splitlines(keepends=True) for file in files}
+    expected = reference(line for lines in truths.values() for line in lines)
+    with ThreadPoolExecutor() as pool:
+        events = pool.submit(stored_events, stage, from_at=from_at)
+        chain = pool.submit(chain_problems, stage)
+        leases = pool.submit(lease_problems, stage, expected, from_at=from_at)
+        kept = {f.device: pool.submit(lambda d: list(drill.stored_lines(stage, d)), f.device) for f in files}
+        rows = drill.streams(stage)
+    problems = event_problems(events.result(), expected) + chain.result() + leases.result()
+    for file in files:
+        problems += account_problems(rows[file.device], parts=file.written)
+        found = line_problems(kept[file.device].result(), truths[file.device])
+        problems += [f"device {file.device}: {problem}{around(file, problem)}" for problem in found]
+    return problems
+
+
+def event_problems(found: list[tuple[str, Request]], expected: dict[str, Request]) -> list[str]:
+    doubled = [request_id for request_id, times in Counter(i for i, _ in found).items() if times > 1]
+    events = dict(found)
+    problems = [f"{len(doubled)} events stand twice: {doubled[:3]}"] if doubled else []
+    if missing := sorted(expected.keys() - events.keys()):
+        problems.append(f"{len(missing)} of {len(expected)} requests are missing: {missing[:3]}")
+    if invented := sorted(events.keys() - expected.keys()):
+        problems.append(f"{len(invented)} events are of no request: {invented[:3]}")
+    if others := [i for i in expected.keys() & events.keys() if expected[i] != events[i]]:
+        problems.append(f"{len(others)} events differ: {events[others[0]]} instead of {expected[others[0]]}")
+    return problems
+
+
+def lease_problems(stage: Stage, expected: dict[str, Request], *, from_at: datetime) -> list[str]:
+    """Each credential read that was answered is one row of the ledger."""
+    rows = drill.exported(stage, "accesses", from_at=from_at - timedelta(hours=1))
+    found = Counter((row["request_id"], row["lease_id"]) for row in rows)
+    reads = Counter((i, r.lease_id) for i, r in expected.items() if r.lease_id and "/creds/" in r.path)
+    return (
+        [] if found == reads else [f"accesses: {(reads - found).total()} missing, {(found - reads).total()} too many"]
+    )
+
+
+def line_problems(found: Iterable[bytes], expected: list[bytes]) -> list[str]:
+    """The raw blocks hold each line once, to the byte. A problem begins with the number of the first line it is about."""
+    stored = Counter(hashlib.blake2b(line, digest_size=16).digest() for line in found)
+    missing: list[int] = []
+    doubled: list[int] = []
+    for number, line in enumerate(expected):
+        times = stored.pop(hashlib.blake2b(line, digest_size=16).digest(), 0)
+        if times != 1:
+            (doubled if times else missing).append(number)
+    problems = [
+        f"line {numbers[0]} is the first of {len(numbers)} (the last is {numbers[-1]}) that the raw blocks {what}"
+        for numbers, what in ((missing, "miss"), (doubled, "hold twice"))
+        if numbers
+    ]
+    return [*problems, f"line ?: {stored.total()} that nobody wrote stand in the raw blocks"] if stored else problems
+
+
+def around(file: AuditFile, problem: str) -> str:
+    """What was done to the file about when that line was written."""
+    number = problem.split()[1]
+    near = [f"{what} after {at}" for at, what in file.journal if number.isdigit() and abs(at - int(number)) < 4_000]
+    return f"; {', '.join(near) or 'nothing was done to the file then'}"
+
+
+def chain_problems(stage: Stage) -> list[str]:
+    results = json.loads(drill.manage(stage, "verify-chain", "--json"))
+    return [f"chain of {result['stream']}: {result['what']}" for result in results if not result["ok"]]
+
+
+def account_problems(stream: dict[str, Any], *, parts: int) -> list[str]:
+    """lines = parts + duplicates + rejected + expired + conflicts."""
+    aside = {name: stream.get(name, 0) for name in SET_ASIDE}
+    if stream["lines"] == parts + sum(aside.values()):
+        return []
+    return [f"{stream['lines']} lines are not {parts} parts and {aside}"]
+
+
+def rotations(files: list[AuditFile]) -> str:
+    done = Counter(what for file in files for _, what in file.journal)
+    return ", ".join(f"{what} {times} times" for what, times in sorted(done.items()))
+
+
+def logs_of(crew: Crew) -> list[str]:
+    """The last words of the workers that were there at the end."""
+    return [f"{w.log.name}: {w.log.read_bytes()[-1500:].decode(errors='replace')}" for w in crew.workers]
