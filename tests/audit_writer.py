@@ -17,8 +17,9 @@ from random import Random
 SESSION = (Path(__file__).parent / "data" / "session.ndjson").read_bytes().splitlines(keepends=True)
 # this many rotated files are kept, as logrotate's `rotate` says
 KEPT = 4
-# a writer that waits for the reader gives up after this and writes on
-LONGEST_WAIT = 2.0
+# a writer that waits for the reader gives up after this, writes on and tries again
+LONGEST_WAIT = 3.0
+ROTATIONS = ("renamed", "renamed, and created empty", "copied and truncated", "truncated")
 
 
 @dataclass(slots=True)
@@ -69,7 +70,7 @@ class AuditFile:
             self.path.touch(mode=0o600)
         self.rotated.insert(0, self.written + lines_until_hangup)
         self.until_hangup = lines_until_hangup
-        self._note("renamed, and created empty" if create else "renamed")
+        self._note(ROTATIONS[1] if create else ROTATIONS[0])
         if not lines_until_hangup:
             self.hangup()
 
@@ -85,11 +86,11 @@ class AuditFile:
         self._make_room(read)
         shutil.copyfile(self.path, self._numbered(1))
         self.rotated.insert(0, self.written)
-        self._empty("copied and truncated")
+        self._empty(ROTATIONS[2])
 
     def empty(self) -> None:
         """`> audit.log`: what nobody has read is lost, so the caller sees to it that all was read."""
-        self._empty("truncated")
+        self._empty(ROTATIONS[3])
 
     def close(self) -> None:
         os.close(self._file)
@@ -194,7 +195,7 @@ class Writer:
         lines = traffic(self.random)
         next_rotation = time.monotonic() + self.seconds_between_rotations
         next_look = 0.0
-        turn = 0
+        due: list[tuple[AuditFile, str]] = []
         while not self._stopping.is_set():
             burst = self.random.randint(1, 40)
             for _ in range(burst):
@@ -205,8 +206,9 @@ class Writer:
                     file.write(logged, torn_at=torn_at)
             time.sleep(burst / self.lines_a_second)
             if time.monotonic() > next_rotation:
-                self._rotate(self.files[turn % len(self.files)])
-                turn += 1
+                due = due or self._every_rotation()
+                # what cannot be now waits behind the others
+                due = due[1:] if self._rotate(*due[0]) else [*due[1:], due[0]]
                 next_rotation = time.monotonic() + self.random.uniform(0.5, 1.5) * self.seconds_between_rotations
             if time.monotonic() > next_look:
                 self._wait_until(lambda file, read: file.written - read < self.longest_backlog)
@@ -215,21 +217,31 @@ class Writer:
             if file.until_hangup is not None:
                 file.hangup()
 
-    def _rotate(self, file: AuditFile) -> None:
-        """One rotation, if it may be now."""
-        how = self.random.choice(["rename", "rename", "rename and create", "copytruncate", "empty"])
+    def _every_rotation(self) -> list[tuple[AuditFile, str]]:
+        """Every way for every file, in any order."""
+        ways = [(file, how) for file in self.files for how in ROTATIONS]
+        self.random.shuffle(ways)
+        return ways
+
+    def _rotate(self, file: AuditFile, how: str) -> bool:
+        """Rotates, if that may be now."""
         if file.until_hangup is not None or file.written == file.began:
-            return
-        if how.startswith("rename"):
+            return False
+        if how.startswith("renamed"):
             read = self._read(file)
-            if read is not None and (read > file.began or not self.rename_waits):
-                lines = self.random.choice([0, 1, self.random.randint(2, 200)])
-                file.rename(create=how.endswith("create"), lines_until_hangup=lines, read=read)
-        elif how == "copytruncate":
-            if not self.copytruncate_waits or self._wait_until(_all_is_read, file):
-                file.copytruncate(read=self._read(file) or 0)
-        elif self._wait_until(_all_is_read, file):
+            if read is None or (read <= file.began and self.rename_waits):
+                return False
+            lines = self.random.choice([0, 1, self.random.randint(2, 200)])
+            file.rename(create=how == ROTATIONS[1], lines_until_hangup=lines, read=read)
+        elif how == "copied and truncated":
+            if self.copytruncate_waits and not self._wait_until(_all_is_read, file):
+                return False
+            file.copytruncate(read=self._read(file) or 0)
+        else:
+            if not self._wait_until(_all_is_read, file):
+                return False
             file.empty()
+        return True
 
     def _wait_until(self, condition: Callable[[AuditFile, int], bool], *files: AuditFile) -> bool:
         """Writes nothing until the condition holds for these files (without any: for all); False if it did not in time."""

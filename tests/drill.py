@@ -3,6 +3,7 @@
 What a drill asks of the product stands in the functions at the end, each by a stable command or one statement.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -180,26 +181,32 @@ class Session:
     """A connection of the product that holds an advisory lock: its process has the turn at a stream."""
 
     port: int
+    busy: bool
     committing: bool
 
 
 def readers(connection: psycopg.Connection[Any]) -> list[Session]:
     rows = connection.execute(
-        "SELECT client_port, state = 'active' AND query = 'COMMIT' FROM pg_stat_activity a"
+        "SELECT client_port, state <> 'idle', state = 'active' AND query = 'COMMIT' FROM pg_stat_activity a"
         " WHERE usename = 'leasehold_app' AND client_port IS NOT NULL"
         " AND EXISTS (SELECT 1 FROM pg_locks l WHERE l.pid = a.pid AND l.locktype = 'advisory' AND l.granted)"
     ).fetchall()
-    return [Session(port, committing) for port, committing in rows]
+    return [Session(port, busy, committing) for port, busy, committing in rows]
 
 
 def holds_port(pid: int, port: int) -> bool:
     """Whether the process has this end of a TCP connection over loopback."""
     try:
-        sockets = {os.readlink(entry.path) for entry in os.scandir(f"/proc/{pid}/fd")}
         rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        sockets = [f"socket:[{row[9]}]" for row in rows if int(row[1].partition(":")[2], 16) == port]
+        files = os.listdir(f"/proc/{pid}/fd")
     except OSError:
         return False
-    return any(f"socket:[{row[9]}]" in sockets for row in rows if int(row[1].partition(":")[2], 16) == port)
+    for file in files:
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if os.readlink(f"/proc/{pid}/fd/{file}") in sockets:
+                return True
+    return False
 
 
 # What the product says it has.

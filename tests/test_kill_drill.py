@@ -26,7 +26,7 @@ import pytest
 from demo import processes
 from tests import drill
 from tests.audit_writer import AuditFile, Writer, as_logged, traffic
-from tests.drill import Clock, Stage, Worker
+from tests.drill import Clock, Session, Stage, Worker
 
 # both devices log every request, each with its own hashes: two workers write to the same events
 DEVICES = ("a", "b")
@@ -53,6 +53,7 @@ class Tally:
 
     workers: int = 0
     pool_processes: int = 0
+    in_a_transaction: int = 0
     in_a_commit: int = 0
     orphaned: int = 0
     postgres: int = 0
@@ -98,16 +99,17 @@ def random() -> Random:
 def test_a_few_kills_and_a_crash_of_each_server_lose_nothing_and_double_nothing(
     run_folder: Path, random: Random
 ) -> None:
-    tally = run(run_folder / "short-drill", random=random, kills=6, crashes=1, seconds_between_rotations=0.8)
+    tally = run(run_folder / "short-drill", random=random, kills=6, crashes=1, seconds_between_rotations=0.5)
     assert (tally.kills, tally.postgres, tally.valkey) == (6, 1, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_fifty_kills_lose_nothing_and_double_nothing(run_folder: Path, random: Random) -> None:
-    tally = run(run_folder / "drill", random=random, kills=50, crashes=3, seconds_between_rotations=2.0)
+    tally = run(run_folder / "drill", random=random, kills=50, crashes=3, seconds_between_rotations=1.0)
     assert (tally.kills, tally.postgres, tally.valkey) == (50, 3, 3)
     assert tally.in_a_commit >= 5
+    assert tally.in_a_transaction >= 10
 
 
 @pytest.mark.slow
@@ -203,7 +205,7 @@ def strike(crew: Crew, *, random: Random, tally: Tally) -> None:
     moment = random.uniform(0, LONGEST_MOMENT)
     how = random.choices(["worker", "pool process", "worker alone"], [6, 3, 1])[0]
     with psycopg.connect(crew.stage.database.dsn(database="leasehold"), autocommit=True) as connection:
-        reading: list[tuple[Worker, int]] = []
+        reading: list[tuple[Worker, int, Session]] = []
 
         def any_reads(*, committing: bool = False) -> bool:
             reading[:] = who_reads(crew, connection, committing=committing)
@@ -216,31 +218,36 @@ def strike(crew: Crew, *, random: Random, tally: Tally) -> None:
             time.sleep(moment)
         if not in_a_commit and not any_reads():
             return
-        worker, pool_process = random.choice(reading)
+        worker, pool_process, session = random.choice(reading)
         if how == "pool process":
             os.kill(pool_process, signal.SIGKILL)
             tally.pool_processes += 1
         elif how == "worker":
             processes.kill(worker.process)
+            crew.workers.remove(worker)
             tally.workers += 1
         else:
             crew.orphans.append(os.pidfd_open(pool_process))
             worker.process.kill()
             worker.process.wait()
+            crew.workers.remove(worker)
             tally.orphaned += 1
-    if how != "pool process":
-        crew.workers.remove(worker)
-    tally.in_a_commit += in_a_commit and how != "worker alone"
+            return
+        tally.in_a_transaction += session.busy
+        tally.in_a_commit += session.committing
 
 
-def who_reads(crew: Crew, connection: psycopg.Connection[Any], *, committing: bool) -> list[tuple[Worker, int]]:
-    """Workers, each with its pool process, that have the turn at a stream now."""
-    ports = [session.port for session in drill.readers(connection) if session.committing or not committing]
+def who_reads(
+    crew: Crew, connection: psycopg.Connection[Any], *, committing: bool
+) -> list[tuple[Worker, int, Session]]:
+    """Workers that have the turn at a stream now, each with its pool process and that one's connection."""
     return [
-        (worker, pool_process)
+        (worker, pool_process, session)
+        for session in drill.readers(connection)
+        if session.committing or not committing
         for worker in crew.workers
-        for pool_process in (worker.pool() if ports else [])
-        if any(drill.holds_port(pool_process, port) for port in ports)
+        for pool_process in worker.pool()
+        if drill.holds_port(pool_process, session.port)
     ]
 
 
