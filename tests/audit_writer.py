@@ -224,19 +224,19 @@ class Writer:
         return ways
 
     def _rotate(self, file: AuditFile, how: str) -> bool:
-        """Rotates, if that may be now."""
-        if file.until_hangup is not None or file.written == file.began:
+        """Rotates, if that may be now. A file that nobody has begun to read could not be known again."""
+        read = self._read(file)
+        if not read or file.until_hangup is not None or file.written == file.began:
             return False
         if how.startswith("renamed"):
-            read = self._read(file)
-            if read is None or (read <= file.began and self.rename_waits):
+            if read <= file.began and self.rename_waits:
                 return False
             lines = self.random.choice([0, 1, self.random.randint(2, 200)])
             file.rename(create=how == ROTATIONS[1], lines_until_hangup=lines, read=read)
         elif how == "copied and truncated":
             if self.copytruncate_waits and not self._wait_until(_all_is_read, file):
                 return False
-            file.copytruncate(read=self._read(file) or 0)
+            file.copytruncate(read=read)
         else:
             if not self._wait_until(_all_is_read, file):
                 return False
@@ -253,9 +253,9 @@ class Writer:
             time.sleep(0.1)
         return False
 
-    def _read(self, file: AuditFile) -> int | None:
-        read = self.lines_read()
-        return None if read is None else read.get(file.path, 0)
+    def _read(self, file: AuditFile) -> int:
+        """Lines of this file that were taken, as far as anybody can tell."""
+        return (self.lines_read() or {}).get(file.path, 0)
 
 
 def _all_is_read(file: AuditFile, read: int) -> bool:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -213,10 +213,10 @@ def holds_port(pid: int, port: int) -> bool:
 
 
 def lines_read(stage: Stage) -> dict[Path, int] | None:
-    """Lines that were taken for good, by the stream's path; None while the database is away."""
+    """Lines that were taken for good, each once, by the stream's path; None while the database is away."""
     try:
         with psycopg.connect(stage.dsn, connect_timeout=2) as connection:
-            rows = connection.execute("SELECT path, lines FROM audit_stream").fetchall()
+            rows = connection.execute("SELECT path, lines - duplicates FROM audit_stream").fetchall()
     except psycopg.OperationalError:
         return None
     return {Path(path): lines for path, lines in rows}
@@ -240,18 +240,16 @@ def exported(stage: Stage, kind: str, *, from_at: datetime) -> list[dict[str, An
     return [json.loads(line) for line in output.read_text().splitlines()]
 
 
-def stored_lines(stage: Stage, device: str) -> Iterator[bytes]:
-    """Every line of the raw blocks of one device's stream, in the order of its chain."""
-    output = stage.folder / f"{device}.lines"
-    manage(
-        stage,
-        "shell",
-        "--verbosity=0",
-        "-c",
+def stored_lines(stage: Stage, *devices: str) -> dict[str, Path]:
+    """For each device a file with every line of its stream's raw blocks, in the order of the chain."""
+    outputs = {device: stage.folder / f"{device}.lines" for device in devices}
+    code = (
         "from audit import blocks; from audit.models import RawBlock\n"
-        f"with open({str(output)!r}, 'wb') as file:\n"
-        f"    for block in RawBlock.objects.filter(stream__device__name={device!r}).order_by('sequence').iterator(10):\n"
-        "        file.write(blocks.lines_of(block))\n",
+        f"for device, output in { {device: str(path) for device, path in outputs.items()} }.items():\n"
+        "    with open(output, 'wb') as file:\n"
+        "        chain = RawBlock.objects.filter(stream__device__name=device).order_by('sequence')\n"
+        "        for block in chain.iterator(chunk_size=10):\n"
+        "            file.write(blocks.lines_of(block))\n"
     )
-    with output.open("rb") as file:
-        yield from file
+    manage(stage, "shell", "--verbosity=0", "-c", code)
+    return outputs

@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import secrets
@@ -12,7 +11,7 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -25,26 +24,22 @@ import pytest
 
 from demo import processes
 from tests import drill
-from tests.audit_writer import AuditFile, Writer, as_logged, traffic
+from tests.audit_writer import ROTATIONS, AuditFile, Writer, as_logged, traffic
 from tests.drill import Clock, Session, Stage, Worker
+from tests.evidence import (
+    SET_ASIDE,
+    Events,
+    Request,
+    account_problems,
+    event_problems,
+    halves,
+    line_problems,
+    reference,
+)
 
 # both devices log every request, each with its own hashes: two workers write to the same events
 DEVICES = ("a", "b")
-# one reads each stream, and one is there to take over
-WORKERS = 3
 LONGEST_MOMENT = 1.2
-# what a column of Stream counts, beside the lines that became part of an event
-SET_ASIDE = ("duplicates", "rejected", "expired", "conflicts")
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """What can be told of one request from its lines."""
-
-    has_request: bool
-    has_response: bool
-    path: str
-    lease_id: str
 
 
 @dataclass(slots=True)
@@ -58,6 +53,7 @@ class Tally:
     orphaned: int = 0
     postgres: int = 0
     valkey: int = 0
+    rotations: Counter[str] = field(default_factory=Counter)
 
     @property
     def kills(self) -> int:
@@ -69,12 +65,13 @@ class Crew:
     """The workers that run now. Orphans are pool processes whose worker was killed alone: they may read on for a turn."""
 
     stage: Stage
+    size: int
     workers: list[Worker] = field(default_factory=list)
     orphans: list[int] = field(default_factory=list)
     started: int = 0
 
     def fill(self) -> None:
-        while len(self.workers) < WORKERS:
+        while len(self.workers) < self.size:
             self.started += 1
             self.workers.append(drill.start_worker(self.stage, self.started))
 
@@ -99,17 +96,18 @@ def random() -> Random:
 def test_a_few_kills_and_a_crash_of_each_server_lose_nothing_and_double_nothing(
     run_folder: Path, random: Random
 ) -> None:
-    tally = run(run_folder / "short-drill", random=random, kills=6, crashes=1, seconds_between_rotations=0.5)
+    tally = run(run_folder / "short-drill", random=random, workers=2, kills=6, crashes=1, seconds_between_rotations=0.5)
     assert (tally.kills, tally.postgres, tally.valkey) == (6, 1, 1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_fifty_kills_lose_nothing_and_double_nothing(run_folder: Path, random: Random) -> None:
-    tally = run(run_folder / "drill", random=random, kills=50, crashes=3, seconds_between_rotations=1.0)
+    tally = run(run_folder / "drill", random=random, workers=3, kills=50, crashes=3, seconds_between_rotations=1.0)
     assert (tally.kills, tally.postgres, tally.valkey) == (50, 3, 3)
     assert tally.in_a_commit >= 5
     assert tally.in_a_transaction >= 10
+    assert all(tally.rotations[how] >= 2 for how in ROTATIONS)
 
 
 @pytest.mark.slow
@@ -131,7 +129,7 @@ def test_a_killed_command_line_ingest_that_is_started_again_ends_with_everything
         lines = log.read_bytes().splitlines(keepends=True)
         problems = [
             *event_problems(found, reference(lines)),
-            *line_problems(drill.stored_lines(stage, "a"), lines),
+            *line_problems(drill.stored_lines(stage, "a")["a"], lines),
             *chain_problems(stage),
             *account_problems(drill.streams(stage)["a"], parts=len(lines)),
         ]
@@ -145,12 +143,17 @@ def test_a_killed_command_line_ingest_that_is_started_again_ends_with_everything
         stage.stop()
 
 
-def run(folder: Path, *, random: Random, kills: int, crashes: int, seconds_between_rotations: float) -> Tally:
-    """The whole drill: kills, crashes and rotations while lines are written; then everything is compared."""
+def run(
+    folder: Path, *, random: Random, workers: int, kills: int, crashes: int, seconds_between_rotations: float
+) -> Tally:
+    """Kills, crashes and rotations while lines are written; then everything is compared.
+
+    `workers` run at any time: two read, one for each device, and a third one takes over at once.
+    """
     began_at = datetime.now(UTC)
     files = [AuditFile(d, folder / "log" / d / "audit.log", folder / f"{d}.truth") for d in DEVICES]
     stage = drill.build(folder, logs={file.device: file.path for file in files})
-    tally, crew, clock = Tally(), Crew(stage), Clock(stage.broker.url)
+    tally, crew, clock = Tally(), Crew(stage, workers), Clock(stage.broker.url)
     writer = Writer(
         files,
         Random(random.random()),  # noqa: S311 (its own: threads decide in no fixed order)
@@ -170,7 +173,8 @@ def run(folder: Path, *, random: Random, kills: int, crashes: int, seconds_betwe
         behind = wait_for_readers(stage, files, seconds=60)
         clock.stop()
         crew.stop()
-        sys.stdout.write(f"{tally}\n{sum(file.written for file in files)} lines, {rotations(files)}\n")
+        tally.rotations.update(what for file in files for _, what in file.journal)
+        sys.stdout.write(f"{sum(file.written for file in files)} lines; {tally}\n")
         problems = behind + all_problems(stage, files, from_at=began_at)
         assert problems == [], "\n".join([*problems, *logs_of(crew)])
     finally:
@@ -310,23 +314,7 @@ def write_log(path: Path, *, random: Random, lines: int) -> None:
             file.write(as_logged(line, session=session, device="a", at=datetime.now(UTC)))
 
 
-def reference(lines: Iterable[bytes]) -> dict[str, Request]:
-    """Every request that these lines tell of, read with nothing but Python's own json."""
-    found: dict[str, dict[str, Any]] = {}
-    for line in lines:
-        entry = json.loads(line)
-        request = found.setdefault(entry["request"]["id"], {"types": set(), "path": "", "lease_id": ""})
-        request["types"].add(entry["type"])
-        request["path"] = request["path"] or entry["request"].get("path", "")
-        secret = entry.get("response", {}).get("secret", {})
-        request["lease_id"] = request["lease_id"] or secret.get("lease_id", "")
-    return {
-        request_id: Request("request" in told["types"], "response" in told["types"], told["path"], told["lease_id"])
-        for request_id, told in found.items()
-    }
-
-
-def stored_events(stage: Stage, *, from_at: datetime) -> list[tuple[str, Request]]:
+def stored_events(stage: Stage, *, from_at: datetime) -> Events:
     """What the product says happened; a request id that stands twice is here twice."""
     return [
         (
@@ -337,12 +325,6 @@ def stored_events(stage: Stage, *, from_at: datetime) -> list[tuple[str, Request
     ]
 
 
-def halves(events: list[tuple[str, Request]]) -> set[tuple[str, str]]:
-    return {(i, "request") for i, event in events if event.has_request} | {
-        (i, "response") for i, event in events if event.has_response
-    }
-
-
 def all_problems(stage: Stage, files: list[AuditFile], *, from_at: datetime) -> list[str]:
     """Everything in which the product differs from what was written."""
     truths = {file.device: file.truth.read_bytes().splitlines(keepends=True) for file in files}
@@ -351,26 +333,13 @@ def all_problems(stage: Stage, files: list[AuditFile], *, from_at: datetime) -> 
         events = pool.submit(stored_events, stage, from_at=from_at)
         chain = pool.submit(chain_problems, stage)
         leases = pool.submit(lease_problems, stage, expected, from_at=from_at)
-        kept = {f.device: pool.submit(lambda d: list(drill.stored_lines(stage, d)), f.device) for f in files}
+        kept = pool.submit(drill.stored_lines, stage, *truths)
         rows = drill.streams(stage)
     problems = event_problems(events.result(), expected) + chain.result() + leases.result()
     for file in files:
         problems += account_problems(rows[file.device], parts=file.written)
-        found = line_problems(kept[file.device].result(), truths[file.device])
+        found = line_problems(kept.result()[file.device], truths[file.device])
         problems += [f"device {file.device}: {problem}{around(file, problem)}" for problem in found]
-    return problems
-
-
-def event_problems(found: list[tuple[str, Request]], expected: dict[str, Request]) -> list[str]:
-    doubled = [request_id for request_id, times in Counter(i for i, _ in found).items() if times > 1]
-    events = dict(found)
-    problems = [f"{len(doubled)} events stand twice: {doubled[:3]}"] if doubled else []
-    if missing := sorted(expected.keys() - events.keys()):
-        problems.append(f"{len(missing)} of {len(expected)} requests are missing: {missing[:3]}")
-    if invented := sorted(events.keys() - expected.keys()):
-        problems.append(f"{len(invented)} events are of no request: {invented[:3]}")
-    if others := [i for i in expected.keys() & events.keys() if expected[i] != events[i]]:
-        problems.append(f"{len(others)} events differ: {events[others[0]]} instead of {expected[others[0]]}")
     return problems
 
 
@@ -384,23 +353,6 @@ def lease_problems(stage: Stage, expected: dict[str, Request], *, from_at: datet
     )
 
 
-def line_problems(found: Iterable[bytes], expected: list[bytes]) -> list[str]:
-    """The raw blocks hold each line once, to the byte. A problem begins with the number of the first line it is about."""
-    stored = Counter(hashlib.blake2b(line, digest_size=16).digest() for line in found)
-    missing: list[int] = []
-    doubled: list[int] = []
-    for number, line in enumerate(expected):
-        times = stored.pop(hashlib.blake2b(line, digest_size=16).digest(), 0)
-        if times != 1:
-            (doubled if times else missing).append(number)
-    problems = [
-        f"line {numbers[0]} is the first of {len(numbers)} (the last is {numbers[-1]}) that the raw blocks {what}"
-        for numbers, what in ((missing, "miss"), (doubled, "hold twice"))
-        if numbers
-    ]
-    return [*problems, f"line ?: {stored.total()} that nobody wrote stand in the raw blocks"] if stored else problems
-
-
 def around(file: AuditFile, problem: str) -> str:
     """What was done to the file about when that line was written."""
     number = problem.split()[1]
@@ -411,19 +363,6 @@ def around(file: AuditFile, problem: str) -> str:
 def chain_problems(stage: Stage) -> list[str]:
     results = json.loads(drill.manage(stage, "verify-chain", "--json"))
     return [f"chain of {result['stream']}: {result['what']}" for result in results if not result["ok"]]
-
-
-def account_problems(stream: dict[str, Any], *, parts: int) -> list[str]:
-    """lines = parts + duplicates + rejected + expired + conflicts."""
-    aside = {name: stream.get(name, 0) for name in SET_ASIDE}
-    if stream["lines"] == parts + sum(aside.values()):
-        return []
-    return [f"{stream['lines']} lines are not {parts} parts and {aside}"]
-
-
-def rotations(files: list[AuditFile]) -> str:
-    done = Counter(what for file in files for _, what in file.journal)
-    return ", ".join(f"{what} {times} times" for what, times in sorted(done.items()))
 
 
 def logs_of(crew: Crew) -> list[str]:
