@@ -31,6 +31,8 @@ class AuditFile:
     truth: Path
     written: int = 0
     began: int = 0
+    # rotations before the reader had begun the file, or of a copy's lines before it had read them all
+    unread: int = 0
     # lines until the server gets its SIGHUP after a rename; None if there was no rename
     until_hangup: int | None = None
     # how many lines had been written when each rotated file got its last one, newest first
@@ -65,6 +67,7 @@ class AuditFile:
     def rename(self, *, create: bool, lines_until_hangup: int, read: int) -> None:
         """logrotate without copytruncate: the server writes on into the renamed file until its SIGHUP."""
         self._make_room(read)
+        self.unread += read <= self.began
         self.path.rename(self._numbered(1))
         if create:
             self.path.touch(mode=0o600)
@@ -84,6 +87,7 @@ class AuditFile:
     def copytruncate(self, *, read: int) -> None:
         """logrotate's copytruncate: a copy is left beside, the file itself is emptied."""
         self._make_room(read)
+        self.unread += read < self.written
         shutil.copyfile(self.path, self._numbered(1))
         self.rotated.insert(0, self.written)
         self._empty(ROTATIONS[2])
@@ -209,7 +213,9 @@ class Writer:
                 due = due or self._every_rotation()
                 # what cannot be now waits behind the others
                 due = due[1:] if self._rotate(*due[0]) else [*due[1:], due[0]]
-                next_rotation = time.monotonic() + self.random.uniform(0.5, 1.5) * self.seconds_between_rotations
+                # now and then the next one follows at once
+                pause = self.random.choice([0.1, 0.8, 1.2, 1.9]) * self.seconds_between_rotations
+                next_rotation = time.monotonic() + pause
             if time.monotonic() > next_look:
                 self._wait_until(lambda file, read: file.written - read < self.longest_backlog)
                 next_look = time.monotonic() + 0.5
@@ -236,7 +242,7 @@ class Writer:
         elif how == "copied and truncated":
             if self.copytruncate_waits and not self._wait_until(_all_is_read, file):
                 return False
-            file.copytruncate(read=read)
+            file.copytruncate(read=self._read(file))
         else:
             if not self._wait_until(_all_is_read, file):
                 return False
