@@ -117,6 +117,7 @@ def refuse(stream_id: int, error: RawSecret, *, now: datetime) -> None:
 def store(stream_id: int, batch: Batch, chunk: Chunk, *, expected: Position | None, now: datetime) -> Counts:
     """The transaction: all of it, or nothing."""
     stream = Stream.objects.select_related("device__vault").get(pk=stream_id)
+    intern.check()
     intern_all(stream, batch)
     try:
         return _store_alone(stream, batch, chunk, expected=expected, now=now)

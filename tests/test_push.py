@@ -189,7 +189,8 @@ def test_a_line_of_16_mb_is_taken(server: Push, stream: Stream, token: str, enco
     assert len(whole) > 15.9 * 1024 * 1024
     packed = zstandard.compress(whole) if encoding == "zstd" else whole
     answer = server.post(PATH, packed, token=token, Content_Encoding=encoding)
-    assert (answer.status, answer.json["parts"]) == (200, 2)
+    assert answer.status == 200, answer
+    assert answer.json["parts"] == 2
 
 
 def test_lines_inside_of_the_shippers_own_objects_are_stored_as_they_were(
@@ -200,7 +201,7 @@ def test_lines_inside_of_the_shippers_own_objects_are_stored_as_they_were(
     answer = server.post(PATH, body(wrapped), token=token, Leasehold_Line_Key="log")
     assert (answer.json["parts"], answer.json["rejected"]) == (4, 2)
     stored_lines = (raw_blocks.lines_of(RawBlock.objects.get()) or b"").decode().splitlines()
-    assert stored_lines == [*lines[:5], '{"other": 1}']
+    assert stored_lines == [*lines, '{"other": 1}']
 
 
 def test_token_shaped_text_is_redacted_and_counted(server: Push, stream: Stream, token: str) -> None:
