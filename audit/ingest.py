@@ -206,7 +206,7 @@ def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Coun
     tables.add_events(stream, plan, sequences)
     rollups.count(stream.device.vault_id, tables.deltas(plan))
     if chunk.gap:
-        coverage.add_gap(stream, kind=chunk.gap.kind, what=chunk.gap.what, lost_bytes=chunk.gap.lost_bytes, now=now)
+        coverage.add_gap(stream, chunk.gap, now=now)
     coverage.count(stream, batch, plan, now=now)
     ledger.apply(stream, plan, now=now)
     counts = Counts(
