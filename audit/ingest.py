@@ -147,24 +147,33 @@ def intern_all(stream: Stream, batch: Batch) -> None:
     """Outside of the transaction, see audit.intern."""
     whats, whos, texts, accessors = set(), set(), set(), set()
     for request, response in batch.rows.values():
-        for half in (request, response):
-            if half is not None:
-                whats.add(half.what)
-                whos.add(half.who)
-                texts.add(half.address)
-                accessors.add(half.accessor)
-                if half.lease_id:
-                    texts.add(half.lease_id)
-                if half.error:
-                    texts.add(half.error)
-                if half.answer is not None and half.answer.new_accessor:
-                    accessors.add(half.answer.new_accessor)
-                    whos.add(half.answer.new_who)
-        if request is not None and response is not None and not agree(request, response):
-            # what one half leaves empty the other fills: the two together are another text
-            content = absorb(content_of(request), response)
-            whats.add(content.what)
-            whos.add(content.who)
+        # nearly always the two say the same, as the same object
+        if request is not None:
+            whats.add(request.what)
+            whos.add(request.who)
+            texts.add(request.address)
+            accessors.add(request.accessor)
+            if request.lease_id or request.error:
+                texts.update((request.lease_id, request.error))
+        if response is not None:
+            if request is None or response.what is not request.what:
+                whats.add(response.what)
+            if request is None or response.who is not request.who:
+                whos.add(response.who)
+            if request is None or response.address != request.address:
+                texts.add(response.address)
+            if request is None or response.accessor != request.accessor:
+                accessors.add(response.accessor)
+            if response.lease_id or response.error:
+                texts.update((response.lease_id, response.error))
+            if (answer := response.answer) is not None and answer.new_accessor:
+                accessors.add(answer.new_accessor)
+                whos.add(answer.new_who)
+            if request is not None and not agree(request, response):
+                # what one half leaves empty the other fills: the two together are another text
+                content = absorb(content_of(request), response)
+                whats.add(content.what)
+                whos.add(content.who)
     texts.update(rollups.targets(whats))
     accessors.discard("")
     intern.whats(whats)
