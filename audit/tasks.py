@@ -9,7 +9,7 @@ from celery import shared_task
 from django.db import DataError
 from django.utils import timezone
 
-from audit import attribute, follow, users
+from audit import attribute, follow, retention, users
 from audit.ingest import ingest_all, position_of
 from audit.models import Device, Stream
 from audit.secrets import RawSecret
@@ -123,6 +123,22 @@ def check_salts() -> None:
         if health.may_ask(SourceKind.VAULT, device.vault.name, now=timezone.now()):
             with health.asking(SourceKind.VAULT, device.vault.name, vouches=False):
                 users.check_salt(device)
+
+
+# a file of the archive has to be sent and read again, over a slow line too; what is killed is done again
+@shared_task(soft_time_limit=300, time_limit=330)
+def keep_house() -> None:
+    """Once an hour, or until all is done: with a backlog a turn at a time, so that reports get theirs between."""
+    if not retention.is_due(now=timezone.now()):
+        return
+    with turn("house", 0) as mine:
+        if not mine:
+            return
+        kept = retention.keep_house(now=timezone.now(), until=time.monotonic() + TURN_SECONDS)
+    for problem in kept.problems:
+        log.warning("housekeeping: %s", problem)
+    if not kept.complete:
+        keep_house.apply_async(expires=60)
 
 
 @shared_task

@@ -27,6 +27,8 @@ app.conf.beat_schedule = {
     "attribute-open": _every("audit.tasks.attribute_open", 1.0),
     "check-vaults": _every("leases.tasks.check_vaults", 5.0),
     "check-salts": _every("audit.tasks.check_salts", 60.0),
+    # does something once an hour; asked often, because a clock that was started anew counts from its start
+    "keep-house": _every("audit.tasks.keep_house", 60.0),
     "reconcile-leases": _every("leases.tasks.reconcile_leases", 5.0),
     "resume-stuck-revocations": _every("leases.tasks.resume_stuck_revocations", 5.0),
 }

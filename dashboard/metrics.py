@@ -8,6 +8,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 import audit.queries
+from audit import retention
+from audit.models import Housekeeping
 from dashboard.version import VERSION
 from leases import queries
 
@@ -51,6 +53,7 @@ class LedgerCollector(Collector):
             ["kind", "name"],
             [([source.kind, source.name], int(source.ok)) for source in sources],
         )
+        yield from _house(now=self.now)
         labelled = [
             ([status.stream.device.vault.name, status.stream.device.name, status.stream.node], status)
             for status in streams
@@ -78,6 +81,29 @@ class LedgerCollector(Collector):
             for labels, status in labelled:
                 counter.add_metric(labels, getattr(status.stream, name))
             yield counter
+
+
+def _house(*, now: datetime) -> Iterator[Metric]:
+    house = Housekeeping.objects.filter(pk=1).first()
+    ages = [((now - house.kept_at).total_seconds(), house.cause)] if house else []
+    yield _gauge(
+        "leasehold_partition_days_ahead",
+        "Days after today for which events have a partition; below 2 nobody keeps the house",
+        [],
+        [([], retention.days_ahead(now=now))],
+    )
+    yield _gauge(
+        "leasehold_housekeeping_age_seconds",
+        "Since all that retention wants was done; more than 26 hours are too long",
+        [],
+        [([], age) for age, _ in ages],
+    )
+    yield _gauge(
+        "leasehold_housekeeping_ok",
+        "0 where something keeps it from being done, such as an archive that cannot be written; doctor says what",
+        [],
+        [([], int(not cause)) for _, cause in ages],
+    )
 
 
 def _gauge(name: str, text: str, labels: list[str], values: list[tuple[list[str], float]]) -> Metric:
