@@ -1,4 +1,7 @@
-"""A real S3 server for tests: `rclone serve s3` on a folder, over TLS; or with LEASEHOLD_TEST_S3_ENDPOINT any other."""
+"""A real S3 server for tests: `rclone serve s3` on a folder, over TLS.
+
+Or any other: LEASEHOLD_TEST_S3_ENDPOINT (https://HOST:PORT), with _BUCKET, _ACCESS_KEY and _SECRET_KEY in place of _ENDPOINT.
+"""
 
 import os
 import secrets
@@ -49,6 +52,7 @@ def start(folder: Path) -> Store:
     access, secret = secrets.token_hex(10), secrets.token_hex(20)
     (folder / "access_key").write_text(access)
     (folder / "secret_key").write_text(secret)
+    (folder / "tls").mkdir()
     tls = keys.prepare(folder / "tls")
     objects = folder / "objects"
     (objects / "evidence").mkdir(parents=True)
