@@ -196,7 +196,7 @@ def intern_changed(plan: Plan) -> None:
 def _days(batch: Batch) -> set[date]:
     """Days whose partitions this batch needs. A chunk is nearly always of one day or two."""
     if batch.oldest is None or batch.newest is None:
-        return {block.until.date() for block in batch.blocks if block.until != OLDEST}
+        return set()
     if batch.newest - batch.oldest < timedelta(days=3):
         return {
             batch.oldest.date() + timedelta(days=n) for n in range((batch.newest.date() - batch.oldest.date()).days + 1)
