@@ -13,10 +13,18 @@ from audit.models import BlockLines, RawBlock, Stream
 
 
 def digest(
-    *, previous: str, stream: str, sequence: int, offset_from: int, offset_to: int, lines: int, lines_sha256: str
+    *,
+    previous: str,
+    stream: str,
+    sequence: int,
+    offset_from: int,
+    offset_to: int,
+    lines: int,
+    salt_epoch: int,
+    lines_sha256: str,
 ) -> str:
-    """SHA-256 in hex over the previous head, the stream's name, the place, and the hash of the uncompressed lines."""
-    header = f"{previous}\n{stream}\n{sequence}\n{offset_from}\n{offset_to}\n{lines}\n{lines_sha256}\n"
+    """SHA-256 in hex over the previous head, the stream's name, the place, the salt epoch and the hash of the uncompressed lines."""
+    header = f"{previous}\n{stream}\n{sequence}\n{offset_from}\n{offset_to}\n{lines}\n{salt_epoch}\n{lines_sha256}\n"
     return hashlib.sha256(header.encode()).hexdigest()
 
 
@@ -36,6 +44,7 @@ def append(stream: Stream, taken: list[tuple[int, Block]], *, now: datetime) -> 
             "offset_from": block.offset_from,
             "offset_to": block.offset_to,
             "lines": block.lines,
+            "salt_epoch": stream.device.salt_epoch,
             "lines_sha256": packed.sha256,
         }
         sha256 = digest(previous=stream.head, stream=name, **place)  # type: ignore[arg-type]
@@ -115,6 +124,7 @@ def _break(stream: Stream, block: RawBlock, *, head: str, expected: int) -> Brea
         offset_from=block.offset_from,
         offset_to=block.offset_to,
         lines=block.lines,
+        salt_epoch=block.salt_epoch,
         lines_sha256=block.lines_sha256,
     )
     return None if sha256 == block.sha256 else Break(block.sequence, "altered: its header's hash is another one")

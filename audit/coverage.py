@@ -1,6 +1,7 @@
 """How complete a stream is: per hour what became of its lines, and the gaps that are known."""
 
-from datetime import datetime
+from collections.abc import Sequence
+from datetime import datetime, timedelta
 
 from django.db import connection
 
@@ -9,12 +10,14 @@ from audit.models import Coverage, Gap, Stream
 from audit.plan import Plan, Sighted
 
 _COUNTS = ("lines", "pairs", "unpaired", "duplicates", "rejected", "expired", "conflicts", "redacted")
+_NO_TIME = timedelta()
 
 
-def count(stream: Stream, batch: Batch, plan: Plan, *, now: datetime) -> None:
-    """Adds a batch to the hours of its lines, inside the transaction that stores it."""
+def count(stream: Stream, batch: Batch, plan: Plan, stored_at: Sequence[datetime]) -> None:
+    """Adds a batch to the hours of its lines, inside the transaction that stores it. `stored_at`: for each of its blocks."""
     hours: dict[datetime, dict[str, int]] = {}
-    earliest: dict[datetime, datetime] = {}
+    waits: dict[datetime, timedelta] = {}
+    moved: dict[datetime, list[int]] = {}
 
     def add(at: datetime, name: str, number: int) -> None:
         row = hours.setdefault(at, dict.fromkeys(_COUNTS, 0))
@@ -23,37 +26,34 @@ def count(stream: Stream, batch: Batch, plan: Plan, *, now: datetime) -> None:
     # the rows of one batch are nearly all of one hour or two: most are counted without a call
     for seen in plan.sighted.values():
         at = hour(seen.at)
-        lines, pairs, unpaired = _gain(seen)
+        lines, pairs, unpaired = _gain(seen, at, moved)
         row = hours.get(at)
         if row is None:
             row = hours[at] = dict.fromkeys(_COUNTS, 0)
-            earliest[at] = seen.at
-        elif seen.at < earliest.get(at, seen.at):
-            earliest[at] = seen.at
         row["lines"] += lines
         row["pairs"] += pairs
         row["unpaired"] += unpaired
-    last = stream.last_line_at or now
-    for name, counter in (("duplicates", plan.duplicates), ("expired", batch.expired)):
+        half = seen.request or seen.response
+        if half is not None and (wait := stored_at[half.block] - half.at) > waits.get(at, _NO_TIME):
+            waits[at] = wait
+    last = stream.last_line_at
+    for name, counter in (("duplicates", plan.duplicates), ("expired", batch.expired), ("redacted", batch.redacted)):
         for at, number in counter.items():
-            at = hour(last) if at == OLDEST else at
+            at = hour(last or stored_at[0]) if at == OLDEST else at
             add(at, name, number)
-            add(at, "lines", number)
+            if name != "redacted":
+                add(at, "lines", number)
     for reject in plan.rejects:
-        at = hour(reject.after or last)
+        # the newest line before it, in this batch or an earlier one
+        after = max(reject.after or OLDEST, last or OLDEST)
+        at = hour(stored_at[reject.block] if after == OLDEST else after)
         add(at, "rejected", 1)
         add(at, "lines", 1)
     for clash in plan.clashes:
         add(hour(clash.half.at), "conflicts", 1)
         add(hour(clash.half.at), "lines", 1)
-    for at, number in batch.redacted.items():
-        add(hour(last) if at == OLDEST else at, "redacted", number)
     rows = [
-        (
-            at,
-            *(row[name] for name in _COUNTS),
-            max(0.0, (now - earliest[at]).total_seconds()) if at in earliest else 0.0,
-        )
+        (at, *(row[name] for name in _COUNTS), waits.get(at, _NO_TIME).total_seconds())
         for at, row in sorted(hours.items())
     ]
     if not rows:
@@ -69,16 +69,38 @@ def count(stream: Stream, batch: Batch, plan: Plan, *, now: datetime) -> None:
             """,  # noqa: S608 (the names are the constant above)
             [stream.pk, *[list(column) for column in zip(*rows, strict=True)]],
         )
+        if moved:
+            losses = [(at, *row) for at, row in sorted(moved.items())]
+            cursor.execute(
+                """
+                UPDATE audit_coverage c SET lines = c.lines - u.lines, pairs = c.pairs - u.pairs, unpaired = c.unpaired - u.unpaired
+                FROM unnest(%s::timestamptz[], %s::int[], %s::int[], %s::int[]) AS u (hour, lines, pairs, unpaired)
+                WHERE c.stream_id = %s AND c.hour = u.hour
+                """,
+                [*[list(column) for column in zip(*losses, strict=True)], stream.pk],
+            )
+            cursor.execute(
+                "DELETE FROM audit_coverage WHERE stream_id = %s AND hour = ANY(%s) AND lines = 0 AND redacted = 0",
+                [stream.pk, sorted(moved)],
+            )
 
 
-def _gain(seen: Sighted) -> tuple[int, int, int]:
-    """(lines, pairs, unpaired) that this adds to the stream's count."""
+def _gain(seen: Sighted, at: datetime, moved: dict[datetime, list[int]]) -> tuple[int, int, int]:
+    """(lines, pairs, unpaired) that this adds to the hour `at`. `moved` collects what another hour loses by it."""
     lines = (seen.request is not None) + (seen.response is not None)
     known = seen.known
-    if known is None or not known.sighted:
+    if known is None or not known.sighted or known.sighted_at is None:
         return lines, lines // 2, lines % 2
-    # a half was known, and its twin has come
-    return lines, 1, -1
+    before = (known.request_block is not None) + (known.response_block is not None)
+    after = before + lines
+    was_at = hour(known.sighted_at)
+    if was_at == at:
+        return lines, after // 2 - before // 2, after % 2 - before % 2
+    # its request was told after its response, which stands in the next hour
+    lost = moved.setdefault(was_at, [0, 0, 0])
+    for place, number in enumerate((before, before // 2, before % 2)):
+        lost[place] += number
+    return after, after // 2, after % 2
 
 
 def add_gap(stream: Stream, *, kind: str, what: str, lost_bytes: int | None, now: datetime) -> Gap:

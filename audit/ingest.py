@@ -4,7 +4,7 @@ new position.
 `prepare` needs no transaction and can run for the next chunk while this one is being stored; `store` is the transaction.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import fields
@@ -22,7 +22,12 @@ from audit.plan import Plan, key_of, mark_own, plan_row
 from audit.secrets import RawSecret
 from leases.models import Policy
 
-__all__ = ["Counts", "ingest", "ingest_all", "position_of"]
+__all__ = ["Counts", "Rebuilding", "ingest", "ingest_all", "position_of"]
+
+
+class Rebuilding(Exception):
+    """The vault's events are being made again from its blocks: nothing can be taken in until that is over."""
+
 
 # a server's clock may be ahead of ours; beyond this a time is absurd
 AHEAD = timedelta(days=2)
@@ -51,7 +56,8 @@ def limits(*, now: datetime) -> Limits:
 def ingest(stream_id: int, chunk: Chunk, *, expected: Position | None, now: datetime) -> Counts:
     """Takes one chunk of a stream. With `expected`, does nothing if the stream was moved on by another worker meanwhile.
 
-    A stream whose device writes raw secrets is refused: nothing of the chunk is stored. Raises RawSecret then.
+    A stream whose device writes raw secrets is refused: nothing of the chunk is stored. Raises RawSecret then, and Rebuilding
+    while the vault is rebuilt.
     """
     try:
         batch = take_apart(chunk.lines, offset=chunk.offset_from, limits=limits(now=now))
@@ -119,11 +125,17 @@ def _store_alone(stream: Stream, batch: Batch, chunk: Chunk, *, expected: Positi
     with transaction.atomic():
         with connection.cursor() as cursor:
             # one writer a vault: whoever tells of an event first, the others find it
-            cursor.execute("SELECT pg_advisory_xact_lock(hashtext('ingest'), %s)", [stream.device.vault_id])
+            cursor.execute(
+                "SELECT pg_advisory_xact_lock(hashtext('ingest'), %s)"
+                " WHERE pg_try_advisory_xact_lock_shared(hashtext('rebuild'), %s)",
+                [stream.device.vault_id, stream.device.vault_id],
+            )
+            if cursor.fetchone() is None:
+                raise Rebuilding(stream.device.vault.name)
         stream = Stream.objects.select_related("device__vault").get(pk=stream.pk)
         if expected is not None and position_of(stream) != expected:
             return Counts()
-        partitions.make_for(_days(batch))
+        partitions.make_for(days(batch))
         return _store(stream, batch, chunk, now=now)
 
 
@@ -134,21 +146,19 @@ def position_of(stream: Stream) -> Position:
 def intern_all(stream: Stream, batch: Batch) -> None:
     """Outside of the transaction, see audit.intern."""
     whats, whos, texts, accessors = set(), set(), set(), set()
-    for row in batch.rows.values():
-        for half in row:
-            if half is not None:
-                whats.add(half.what)
-                whos.add(half.who)
-                texts.add(half.address)
-                if half.lease_id:
-                    texts.add(half.lease_id)
-                if half.error:
-                    texts.add(half.error)
-                if half.accessor:
-                    accessors.add(half.accessor)
-                if half.answer is not None and half.answer.new_accessor:
-                    accessors.add(half.answer.new_accessor)
-                    whos.add(half.answer.new_who)
+    for half in batch.halves():
+        whats.add(half.what)
+        whos.add(half.who)
+        texts.add(half.address)
+        if half.lease_id:
+            texts.add(half.lease_id)
+        if half.error:
+            texts.add(half.error)
+        if half.accessor:
+            accessors.add(half.accessor)
+        if half.answer is not None and half.answer.new_accessor:
+            accessors.add(half.answer.new_accessor)
+            whos.add(half.answer.new_who)
     texts.update(rollups.targets(whats))
     # what a half leaves empty its other half may fill: the merged text is another one
     for row in batch.rows.values():
@@ -166,7 +176,7 @@ def intern_all(stream: Stream, batch: Batch) -> None:
 
 def intern_changed(plan: Plan) -> None:
     """What known events were and become. Inside of the transaction: what two halves make together may be new."""
-    contents = [content for pair in plan.changed.values() for content in pair]
+    contents = [*plan.patched, *(content for pair in plan.changed.values() for content in pair)]
     whats = {content.what for content in contents}
     intern.whats(whats)
     intern.whos({content.who for content in contents})
@@ -174,23 +184,44 @@ def intern_changed(plan: Plan) -> None:
     intern.texts(texts | {content.address for content in contents} | rollups.targets(whats))
 
 
-def _days(batch: Batch) -> set[datetime]:
-    found = {hour(half.at).replace(hour=0) for row in batch.rows.values() for half in row if half is not None}
+def days(batch: Batch) -> set[datetime]:
+    found = {hour(half.at).replace(hour=0) for half in batch.halves()}
     return found | {block.until.replace(hour=0, minute=0, second=0, microsecond=0) for block in batch.blocks}
 
 
 def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Counts:
     plan = make_plan(stream, batch)
-    intern_changed(plan)
     used = {half.block for half in plan.fresh} | {r.block for r in plan.rejects} | {c.half.block for c in plan.clashes}
     sequences = blocks.append(stream, [(number, batch.blocks[number]) for number in sorted(used)], now=now)
+    counts, touched = derive(stream, batch, plan, sequences, stored_at=[now] * len(batch.blocks))
+    ledger.conclude(stream, plan, touched, now=now)
+    stream.file_inode, stream.file_start = chunk.position.inode, chunk.position.start
+    stream.offset, stream.unread_bytes, stream.read_at = chunk.position.offset, chunk.unread, now
+    for name in COUNTED:
+        setattr(stream, name, getattr(stream, name) + getattr(counts, name))
+    stream.save(update_fields=INGEST_OWNS)
+    return counts
+
+
+def derive(
+    stream: Stream, batch: Batch, plan: Plan, sequences: Mapping[int, int], *, stored_at: Sequence[datetime]
+) -> tuple[Counts, ledger.Touched]:
+    """All that follows from lines which stand in these blocks, whether they come in now or are read again (audit.rebuild).
+
+    `sequences`, `stored_at`: of the batch's blocks. Moves the stream's last_line_at (the caller saves the stream).
+    """
+    now = stored_at[-1]
+    intern_changed(plan)
     tables.add_rejects(stream, plan.rejects, sequences, now=now)
     tables.add_clashes(stream, plan.clashes, sequences, now=now)
     tables.add_sightings(stream, plan, sequences)
     tables.add_events(stream, plan)
     rollups.count(stream.device.vault_id, tables.deltas(plan))
-    coverage.count(stream, batch, plan, now=now)
-    ledger.apply(stream, plan, now=now)
+    coverage.count(stream, batch, plan, stored_at)
+    touched = ledger.take(stream, plan, now=now)
+    if plan.fresh:
+        newest = max(half.at for half in plan.fresh)
+        stream.last_line_at = max(stream.last_line_at or newest, newest)
     counts = Counts(
         lines=batch.lines,
         parts=len(plan.fresh),
@@ -200,28 +231,20 @@ def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Coun
         conflicts=len(plan.clashes),
         redacted=batch.redacted.total(),
     )
-    stream.file_inode, stream.file_start = chunk.position.inode, chunk.position.start
-    stream.offset, stream.unread_bytes, stream.read_at = chunk.position.offset, chunk.unread, now
-    if plan.fresh:
-        newest = max(half.at for half in plan.fresh)
-        stream.last_line_at = max(stream.last_line_at or newest, newest)
-    for name in COUNTED:
-        setattr(stream, name, getattr(stream, name) + getattr(counts, name))
-    stream.save(update_fields=INGEST_OWNS)
-    return counts
+    return counts, touched
 
 
-def make_plan(stream: Stream, batch: Batch) -> Plan:
-    """Which of these halves are new, and what they add to what is known."""
+def make_plan(stream: Stream, batch: Batch, stored: Mapping[int, int] | None = None) -> Plan:
+    """Which of these halves are new, and what they add to what is known. `stored`: the blocks that they are read out of again."""
     keys = {key_of(request_id)[0]: request_id for request_id in batch.rows}
     known = tables.known(stream, keys, batch)
-    plan = Plan(duplicates=batch.duplicates.copy())
+    plan = Plan()
     for key, request_id in keys.items():
-        plan_row(plan, key, request_id, batch.rows[request_id], known.get(key))
-    plan.rejects, again = tables.only_new_rejects(stream, batch.rejects)
+        plan_row(plan, key, request_id, batch.rows[request_id], batch.again.get(request_id), known.get(key))
+    plan.rejects, again = tables.only_new_rejects(stream, batch.rejects, stored)
     for reject in again:
         plan.duplicates[hour(reject.after or OLDEST)] += 1
-    plan.clashes, told = tables.only_new_clashes(stream, [*batch.clashes, *plan.clashes])
+    plan.clashes, told = tables.only_new_clashes(stream, plan.clashes, stored)
     for clash in told:
         plan.duplicates[hour(clash.half.at)] += 1
     for key in tables.own_keys(stream, plan):

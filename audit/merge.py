@@ -120,3 +120,5 @@ class Known(msgspec.Struct, gc=False):
     response_block: int | None = None
     sighted: bool = False
     sighted_at: datetime | None = None
+    # of the sighting's token, in that device's words
+    accessor: str = ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from django.db import connection
@@ -29,7 +29,7 @@ def known(stream: Stream, keys: Collection[str], batch: Batch) -> dict[str, Know
     if not keys:
         return {}
     vault = stream.device.vault_id
-    times = [half.at for row in batch.rows.values() for half in row if half is not None]
+    times = [half.at for half in batch.halves()]
     bounds = [min(times) - _DAY, max(times) + _DAY]
     with connection.cursor() as cursor:
         cursor.execute(
@@ -44,7 +44,8 @@ def known(stream: Stream, keys: Collection[str], batch: Batch) -> dict[str, Know
             SELECT e.request, e.at, e.has_request, e.response_at, e.kind, e.own,
                    w.entry_type, w.operation, w.path, w.mount_point, w.mount_type, w.namespace_path,
                    p.display_name, p.entity_id, p.token_type, p.policies, p.metadata,
-                   a.text, l.text, x.text, s.at, s.request_block, s.response_block, s.stream_id IS NOT NULL
+                   a.text, l.text, x.text, s.at, s.request_block, s.response_block, s.stream_id IS NOT NULL,
+                   k.accessor
             FROM audit_event e
             JOIN audit_what w ON w.id = e.what_id
             JOIN audit_who p ON p.id = e.who_id
@@ -52,6 +53,7 @@ def known(stream: Stream, keys: Collection[str], batch: Batch) -> dict[str, Know
             LEFT JOIN audit_text l ON l.id = e.lease_name_id
             LEFT JOIN audit_text x ON x.id = e.error_text_id
             LEFT JOIN audit_sighting s ON s.request = e.request AND s.stream_id = %s AND s.at BETWEEN %s AND %s
+            LEFT JOIN audit_token k ON k.id = s.token_id
             WHERE e.vault_id = %s AND e.at BETWEEN %s AND %s AND e.request = ANY(%s)
             """,
             [stream.pk, *bounds, vault, *bounds, found],
@@ -62,7 +64,7 @@ def known(stream: Stream, keys: Collection[str], batch: Batch) -> dict[str, Know
 def _known(row: tuple[Any, ...]) -> Known:
     (_, at, has_request, response_at, kind, own, *rest) = row
     what, who = rest[:6], rest[6:11]
-    address, lease_id, error, sighted_at, request_block, response_block, sighted = rest[11:]
+    address, lease_id, error, sighted_at, request_block, response_block, sighted, accessor = rest[11:]
     policies, metadata = msgspec.json.decode(who[3]), msgspec.json.decode(who[4])
     return Known(
         Content(
@@ -87,6 +89,7 @@ def _known(row: tuple[Any, ...]) -> Known:
         response_block,
         sighted,
         sighted_at,
+        accessor or "",
     )
 
 
@@ -94,27 +97,47 @@ def line_digest(line: bytes) -> Any:
     return intern.digest(line.decode("latin-1"))
 
 
-def only_new_rejects(stream: Stream, rejects: list[Reject]) -> tuple[list[Reject], list[Reject]]:
-    """(new, known): the same text again, in this batch or an earlier one, is a duplicate."""
-    seen = _stored_digests(RejectedLine, stream, [line_digest(reject.line) for reject in rejects])
-    new: list[Reject] = []
-    again: list[Reject] = []
-    for reject in rejects:
-        digest = line_digest(reject.line)
-        (again if digest in seen else new).append(reject)
-        seen.add(digest)
-    return new, again
+def only_new_rejects(
+    stream: Stream, rejects: list[Reject], stored: Mapping[int, int] | None
+) -> tuple[list[Reject], list[Reject]]:
+    """(new, known): the same text again, in this batch or an earlier one, is a duplicate.
+
+    `stored`: which blocks the lines came out of, where they are read again. One that was rejected at that place is so once more.
+    """
+    places = [((stored or {}).get(reject.block, 0), reject.number) for reject in rejects]
+    new = _first_told(RejectedLine, stream, [line_digest(reject.line) for reject in rejects], places)
+    return _parted(rejects, new)
 
 
-def only_new_clashes(stream: Stream, clashes: list[Clash]) -> tuple[list[Clash], list[Clash]]:
-    seen = _stored_digests(Conflict, stream, [clash_digest(clash) for clash in clashes])
-    new: list[Clash] = []
-    again: list[Clash] = []
-    for clash in clashes:
-        digest = clash_digest(clash)
-        (again if digest in seen else new).append(clash)
+def only_new_clashes(
+    stream: Stream, clashes: list[Clash], stored: Mapping[int, int] | None
+) -> tuple[list[Clash], list[Clash]]:
+    places = [((stored or {}).get(clash.half.block, 0), clash.half.number) for clash in clashes]
+    new = _first_told(Conflict, stream, [clash_digest(clash) for clash in clashes], places)
+    return _parted(clashes, new)
+
+
+_Odd = TypeVar("_Odd", Reject, Clash)
+
+
+def _parted(items: list[_Odd], new: list[bool]) -> tuple[list[_Odd], list[_Odd]]:
+    pairs = list(zip(items, new, strict=True))
+    return [item for item, is_new in pairs if is_new], [item for item, is_new in pairs if not is_new]
+
+
+def _first_told(model: Any, stream: Stream, digests: list[Any], places: list[tuple[int, int]]) -> list[bool]:
+    """For each digest: is it told of here for the first time? `places`: block (0: not stored yet) and line."""
+    if not digests:
+        return []
+    rows = model.objects.filter(stream=stream, digest__in=set(digests))
+    known = {
+        digest: (block, line) for digest, block, line in rows.values_list("digest", "block_sequence", "line_number")
+    }
+    new, seen = [], set()
+    for digest, place in zip(digests, places, strict=True):
+        new.append(digest not in seen and known.get(digest, place) == place)
         seen.add(digest)
-    return new, again
+    return new
 
 
 def clash_digest(clash: Clash) -> Any:
@@ -123,38 +146,39 @@ def clash_digest(clash: Clash) -> Any:
     return intern.digest(_json(half).decode())
 
 
-def _stored_digests(model: Any, stream: Stream, digests: list[Any]) -> set[Any]:
-    if not digests:
-        return set()
-    return set(model.objects.filter(stream=stream, digest__in=set(digests)).values_list("digest", flat=True))
-
-
 def add_rejects(stream: Stream, rejects: list[Reject], sequences: Mapping[int, int], *, now: datetime) -> None:
     RejectedLine.objects.bulk_create(
-        RejectedLine(
-            stream=stream,
-            block_sequence=sequences[reject.block],
-            line_number=reject.number,
-            digest=line_digest(reject.line),
-            reason=reject.reason,
-            at=now,
-        )
-        for reject in rejects
+        [
+            RejectedLine(
+                stream=stream,
+                block_sequence=sequences[reject.block],
+                line_number=reject.number,
+                digest=line_digest(reject.line),
+                reason=reject.reason,
+                at=now,
+            )
+            for reject in rejects
+        ],
+        # one that is read again out of its block stands there
+        ignore_conflicts=True,
     )
 
 
 def add_clashes(stream: Stream, clashes: list[Clash], sequences: Mapping[int, int], *, now: datetime) -> None:
     Conflict.objects.bulk_create(
-        Conflict(
-            stream=stream,
-            block_sequence=sequences[clash.half.block],
-            line_number=clash.half.number,
-            digest=clash_digest(clash),
-            request_id=clash.half.request_id,
-            fields=clash.fields,
-            at=now,
-        )
-        for clash in clashes
+        [
+            Conflict(
+                stream=stream,
+                block_sequence=sequences[clash.half.block],
+                line_number=clash.half.number,
+                digest=clash_digest(clash),
+                request_id=clash.half.request_id,
+                fields=clash.fields,
+                at=now,
+            )
+            for clash in clashes
+        ],
+        ignore_conflicts=True,
     )
 
 
@@ -249,12 +273,12 @@ def add_sightings(stream: Stream, plan: Plan, sequences: Mapping[int, int]) -> N
     new, more = [], []
     for key, seen in plan.sighted.items():
         request, response = seen.request, seen.response
-        accessor = (request.accessor if request else "") or (response.accessor if response else "")
+        accessor = (response.accessor if response else "") or (request.accessor if request else "")
         token = tokens[device, epoch, accessor] if accessor else None
         request_block = sequences[request.block] if request else None
         response_block = sequences[response.block] if response else None
         if seen.known is not None and seen.known.sighted:
-            more.append((key, seen.at, request_block, response_block, token))
+            more.append((key, seen.known.sighted_at, seen.at, request_block, response_block, token))
         else:
             new.append(
                 f"{seen.at}\t{key}\t{stream.pk}\t{_or_null(request_block)}\t{_or_null(response_block)}\t{_or_null(token)}\n"
@@ -264,22 +288,20 @@ def add_sightings(stream: Stream, plan: Plan, sequences: Mapping[int, int]) -> N
             with cursor.copy(f"COPY audit_sighting ({SIGHTING_COLUMNS}) FROM STDIN") as copy:
                 copy.write("".join(new))
         if more:
+            columns: list[Any] = [list(column) for column in zip(*more, strict=True)]
             cursor.execute(
                 """
                 UPDATE audit_sighting s SET
+                  at = u.at,
                   request_block = COALESCE(s.request_block, u.request_block),
                   response_block = COALESCE(s.response_block, u.response_block),
-                  token_id = COALESCE(s.token_id, u.token)
-                FROM unnest(%s::uuid[], %s::timestamptz[], %s::int[], %s::int[], %s::int[])
-                  AS u (request, at, request_block, response_block, token)
-                WHERE s.stream_id = %s AND s.request = u.request AND s.at = u.at AND s.at BETWEEN %s AND %s
+                  token_id = CASE WHEN u.response_block IS NULL THEN COALESCE(s.token_id, u.token)
+                                  ELSE COALESCE(u.token, s.token_id) END
+                FROM unnest(%s::uuid[], %s::timestamptz[], %s::timestamptz[], %s::int[], %s::int[], %s::int[])
+                  AS u (request, was_at, at, request_block, response_block, token)
+                WHERE s.stream_id = %s AND s.request = u.request AND s.at = u.was_at AND s.at BETWEEN %s AND %s
                 """,
-                [
-                    *[list(column) for column in zip(*more, strict=True)],
-                    stream.pk,
-                    min(row[1] for row in more),
-                    max(row[1] for row in more),
-                ],
+                [*columns, stream.pk, min(columns[1]), max(columns[1])],
             )
 
 

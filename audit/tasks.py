@@ -9,7 +9,7 @@ from django.db import DataError
 from django.utils import timezone
 
 from audit import attribute, follow, users
-from audit.ingest import ingest, position_of
+from audit.ingest import Rebuilding, ingest, position_of
 from audit.models import Device, Stream
 from audit.secrets import RawSecret
 from leases import health
@@ -62,6 +62,8 @@ def read_on(stream_id: int) -> bool | None:
     except follow.FileUnavailable as error:
         health.report_failure(SourceKind.STREAM, str(stream), cause=error.cause, fix=error.fix, now=timezone.now())
         return None
+    except Rebuilding:
+        return None  # the clock tries again
     except RawSecret as error:
         health.report_failure(
             SourceKind.STREAM,

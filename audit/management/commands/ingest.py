@@ -12,7 +12,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from audit import follow
-from audit.ingest import Counts, ingest
+from audit.ingest import Counts, Rebuilding, ingest
 from audit.models import Device, Event, Stream
 from audit.secrets import RawSecret
 from leases.models import Vault
@@ -41,6 +41,8 @@ class Command(BaseCommand):
             self.stderr.write(
                 "Stopped; what was read is kept, and a new start goes on without counting anything twice."
             )
+        except Rebuilding as error:
+            raise CommandError(f"{error} is being rebuilt; nothing can be taken in until that is over.") from error
         except (follow.FileUnavailable, RawSecret) as error:
             raise CommandError(
                 str(error)
