@@ -33,9 +33,13 @@ def count(stream: Stream, batch: Batch, plan: Plan, stored_at: Sequence[datetime
         row["lines"] += lines
         row["pairs"] += pairs
         row["unpaired"] += unpaired
-        half = seen.request or seen.response
+        request, response = seen.request, seen.response
+        half = request or response
         if half is not None and (wait := stored_at[half.block] - half.at) > waits.get(at, _NO_TIME):
             waits[at] = wait
+        # a response waited less than its request, unless it was stored later
+        if request is not None and response is not None and request.block != response.block:
+            waits[at] = max(waits.get(at, _NO_TIME), stored_at[response.block] - response.at)
     last = stream.last_line_at
     for name, counter in (("duplicates", plan.duplicates), ("expired", batch.expired), ("redacted", batch.redacted)):
         for at, number in counter.items():

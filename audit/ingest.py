@@ -135,7 +135,7 @@ def _store_alone(stream: Stream, batch: Batch, chunk: Chunk, *, expected: Positi
         stream = Stream.objects.select_related("device__vault").get(pk=stream.pk)
         if expected is not None and position_of(stream) != expected:
             return Counts()
-        partitions.make_for(days(batch))
+        partitions.make_for(days(batch, now=now))
         return _store(stream, batch, chunk, now=now)
 
 
@@ -184,9 +184,11 @@ def intern_changed(plan: Plan) -> None:
     intern.texts(texts | {content.address for content in contents} | rollups.targets(whats))
 
 
-def days(batch: Batch) -> set[datetime]:
+def days(batch: Batch, *, now: datetime) -> set[datetime]:
+    """The days that the batch's rows are of. Lines without any time are of today."""
     found = {hour(half.at).replace(hour=0) for half in batch.halves()}
-    return found | {block.until.replace(hour=0, minute=0, second=0, microsecond=0) for block in batch.blocks}
+    untils = {now if block.until == OLDEST else block.until for block in batch.blocks}
+    return found | {until.replace(hour=0, minute=0, second=0, microsecond=0) for until in untils}
 
 
 def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Counts:
@@ -238,7 +240,7 @@ def make_plan(stream: Stream, batch: Batch, stored: Mapping[int, int] | None = N
     """Which of these halves are new, and what they add to what is known. `stored`: the blocks that they are read out of again."""
     keys = {key_of(request_id)[0]: request_id for request_id in batch.rows}
     known = tables.known(stream, keys, batch)
-    plan = Plan()
+    plan = Plan(again=stored is not None)
     for key, request_id in keys.items():
         plan_row(plan, key, request_id, batch.rows[request_id], batch.again.get(request_id), known.get(key))
     plan.rejects, again = tables.only_new_rejects(stream, batch.rejects, stored)

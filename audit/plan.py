@@ -36,7 +36,9 @@ class Plan:
     sighted: dict[str, Sighted] = field(default_factory=dict)
     # halves that are new to this stream
     fresh: list[Half] = field(default_factory=list)
-    # halves that it knows, told again under another salt (two devices that write to one path)
+    # of lines that are read again out of their blocks
+    again: bool = False
+    # halves that it knows, told again under another salt (two devices that write to one path); all of them where `again`
     echoes: list[Half] = field(default_factory=list)
     # new contents that more than one request line and one response line made
     patched: list[Content] = field(default_factory=list)
@@ -99,7 +101,7 @@ def _plan_halves(plan: Plan, key: str, request_id: str, halves: list[Half], know
             plan.duplicates[hour(half.at)] += 1
             accessor = twin.accessor if isinstance(twin, Half) else known.accessor if known else ""
             # without an accessor nothing shows under which salt it was told
-            if half.kind and not (accessor and half.accessor == accessor):
+            if half.kind and (plan.again or not accessor or half.accessor != accessor):
                 plan.echoes.append(half)
             continue
         has[half.is_response] = added[half.is_response] = half

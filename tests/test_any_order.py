@@ -7,13 +7,14 @@ import random
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from django.core.management import call_command
 from django.db import transaction
 
 from audit import intern
-from audit.models import Event, Stream
+from audit.models import Event
 from leases.models import Certainty, Lease, Vault
 from tests import scenario
 from tests.dump import Row, differences, dump, dump_of_devices
@@ -39,8 +40,25 @@ def scene(played: Scene, db: None, tmp_path: Path) -> Scene:
     return played
 
 
-def known_after(ingestion: Callable[[], object], *, devices: bool = True) -> Dump:
-    """What is known after this; then it is undone."""
+class Step(NamedTuple):
+    """Lines of one device, so many at a time (None: all at once)."""
+
+    device: str
+    lines: list[bytes]
+    at_once: int | None = None
+
+
+def known_after(scene: Scene, *steps: Step, devices: bool = True) -> Dump:
+    """What is known after these; then they are undone."""
+
+    def ingestion() -> None:
+        for step in steps:
+            take(step.device, step.lines, now=scene.now, at_once=step.at_once)
+
+    return known_after_all(ingestion, devices=devices)
+
+
+def known_after_all(ingestion: Callable[[], None], *, devices: bool) -> Dump:
     intern.forget()
     with transaction.atomic():
         ingestion()
@@ -78,10 +96,8 @@ def test_the_evening_holds_what_it_should(scene: Scene) -> None:
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 7])
 def test_the_size_of_batches_does_not_matter(scene: Scene, at_once: int) -> None:
-    same(
-        known_after(lambda: take(A, scene.lines[A], now=scene.now)),
-        known_after(lambda: take(A, scene.lines[A], now=scene.now, at_once=at_once)),
-    )
+    lines = scene.lines[A]
+    same(known_after(scene, Step(A, lines)), known_after(scene, Step(A, lines, at_once)))
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -89,41 +105,30 @@ def test_the_order_of_lines_does_not_matter(scene: Scene, seed: int) -> None:
     chance = random.Random(seed)  # noqa: S311
     lines = scene.lines[A].copy()
     chance.shuffle(lines)
-    same(
-        known_after(lambda: take(A, scene.lines[A], now=scene.now)),
-        known_after(lambda: take(A, lines, now=scene.now, at_once=chance.choice([1, 2, 5, 20]))),
-    )
+    at_once = chance.choice([1, 2, 5, 20])
+    same(known_after(scene, Step(A, scene.lines[A])), known_after(scene, Step(A, lines, at_once)))
 
 
 def test_the_last_line_first_is_the_same(scene: Scene) -> None:
-    same(
-        known_after(lambda: take(A, scene.lines[A], now=scene.now)),
-        known_after(lambda: take(A, scene.lines[A][::-1], now=scene.now, at_once=1)),
-    )
+    lines = scene.lines[A]
+    same(known_after(scene, Step(A, lines)), known_after(scene, Step(A, lines[::-1], 1)))
 
 
 def test_the_order_of_files_does_not_matter(scene: Scene) -> None:
     lines = scene.lines[A]
-    whole = known_after(lambda: take(A, lines, now=scene.now))
+    whole = known_after(scene, Step(A, lines))
     for cut in range(1, len(lines), 5):
-        same(
-            whole,
-            known_after(lambda cut=cut: (take(A, lines[cut:], now=scene.now), take(A, lines[:cut], now=scene.now))),
-        )
+        same(whole, known_after(scene, Step(A, lines[cut:]), Step(A, lines[:cut])))
 
 
 def test_a_file_that_is_taken_again_from_any_place_changes_nothing(scene: Scene) -> None:
     lines = scene.lines[A]
-    whole = known_after(lambda: take(A, lines, now=scene.now))
+    whole = known_after(scene, Step(A, lines))
+    # told twice is counted
+    del whole["coverage"]
     for cut in (1, 10, 31):
-        again = known_after(
-            lambda cut=cut: (take(A, lines[cut:], now=scene.now), take(A, lines, now=scene.now, at_once=9))
-        )
-        for table in ("coverage",):
-            # told twice is counted
-            whole.pop(table, None)
-            again.pop(table)
-        same(whole, again)
+        again = known_after(scene, Step(A, lines[cut:]), Step(A, lines, 9))
+        same(whole, {name: again[name] for name in whole})
 
 
 def test_the_command_line_leads_to_the_same(scene: Scene, tmp_path: Path) -> None:
@@ -131,94 +136,73 @@ def test_the_command_line_leads_to_the_same(scene: Scene, tmp_path: Path) -> Non
     file.write_bytes(b"".join(scene.lines[A]))
 
     def command() -> None:
-        Stream.objects.filter(device__name=A).update(node="command-line")
         call_command("ingest", str(file), vault="demo", device=A, json=True, stdout=io.StringIO())
 
-    same(
-        known_after(lambda: take(A, scene.lines[A], now=scene.now), devices=False),
-        known_after(command, devices=False),
-    )
+    same(known_after(scene, Step(A, scene.lines[A]), devices=False), known_after_all(command, devices=False))
 
 
-def two_ways(scene: Scene) -> dict[str, Callable[[], object]]:
-    a, b, now = scene.lines[A], scene.lines[B], scene.now
+def two_ways(scene: Scene) -> dict[str, list[Step]]:
+    """The lines of both devices, in many ways."""
+    a, b = scene.lines[A], scene.lines[B]
     chance = random.Random(11)  # noqa: S311
-
-    def interleaved() -> None:
-        queue = {A: a.copy(), B: b.copy()}
-        while queue[A] or queue[B]:
-            device = chance.choice([name for name, left in queue.items() if left])
-            size = chance.randint(1, 6)
-            take(device, queue[device][:size], now=now)
-            queue[device] = queue[device][size:]
-
-    def shuffled() -> None:
-        lines = [(A, line) for line in a] + [(B, line) for line in b]
-        chance.shuffle(lines)
-        for device, line in lines:
-            take(device, [line], now=now)
-
-    def halves() -> None:
-        # what one device tells of logins, the other of what was done with them
-        for device, lines in (
-            (A, a[len(a) // 2 :]),
-            (B, b[: len(b) // 2]),
-            (A, a[: len(a) // 2]),
-            (B, b[len(b) // 2 :]),
-        ):
-            take(device, lines, now=now)
-
+    interleaved: list[Step] = []
+    queue = {A: a.copy(), B: b.copy()}
+    while left := [name for name, lines in queue.items() if lines]:
+        device = chance.choice(left)
+        size = chance.randint(1, 6)
+        interleaved.append(Step(device, queue[device][:size]))
+        queue[device] = queue[device][size:]
+    shuffled = [Step(A, [line]) for line in a] + [Step(B, [line]) for line in b]
+    chance.shuffle(shuffled)
     return {
-        "a": lambda: take(A, a, now=now),
-        "b": lambda: take(B, b, now=now),
-        "a then b": lambda: (take(A, a, now=now), take(B, b, now=now)),
-        "b then a": lambda: (take(B, b, now=now), take(A, a, now=now)),
-        "line by line": lambda: [
-            (take(A, [one], now=now), take(B, [two], now=now)) for one, two in zip(a, b, strict=True)
-        ],
+        "a then b": [Step(A, a), Step(B, b)],
+        "b then a": [Step(B, b), Step(A, a)],
+        "line by line": [step for one, two in zip(a, b, strict=True) for step in (Step(A, [one]), Step(B, [two]))],
         "interleaved": interleaved,
         "shuffled": shuffled,
-        "halves": halves,
+        # what one device tells of logins, the other of what was done with them
+        "halves": [
+            Step(A, a[len(a) // 2 :]),
+            Step(B, b[: len(b) // 2]),
+            Step(A, a[: len(a) // 2]),
+            Step(B, b[len(b) // 2 :]),
+        ],
     }
 
 
 def test_one_device_or_two_in_any_order_lead_to_the_same(scene: Scene) -> None:
     scene = scenario.without_midnight(scene)
+    alone = known_after(scene, Step(A, scene.lines[A]), devices=False)
+    same(alone, known_after(scene, Step(B, scene.lines[B]), devices=False), within=APART)
     ways = two_ways(scene)
-    alone = known_after(ways.pop("a"), devices=False)
-    same(alone, known_after(ways.pop("b"), devices=False), within=APART)
-    both = known_after(ways.pop("a then b"))
+    both = known_after(scene, *ways.pop("a then b"))
     same(alone, {name: both[name] for name in alone}, within=APART)
     for name, way in ways.items():
-        found = differences(both, known_after(way), within=APART)
+        found = differences(both, known_after(scene, *way), within=APART)
         assert not found, name + "\n" + "\n".join(found[:12])
 
 
 def test_two_devices_that_tell_a_request_on_both_sides_of_midnight_make_one_event(scene: Scene) -> None:
     ways = two_ways(scene)
-    both = known_after(ways["a then b"], devices=False)
+    both = known_after(scene, *ways["a then b"], devices=False)
     for name in ("b then a", "interleaved", "shuffled"):
-        same(both, known_after(ways[name], devices=False), within=APART)
+        same(both, known_after(scene, *ways[name], devices=False), within=APART)
 
 
-def test_two_devices_on_one_path_are_one_stream_whose_requests_stand_twice_in_it(scene: Scene) -> None:
+@pytest.mark.parametrize("seed", range(6))
+def test_two_devices_on_one_path_are_one_stream_whose_requests_stand_twice_in_it(scene: Scene, seed: int) -> None:
     scene = scenario.without_midnight(scene)
-    a, b, now = scene.lines[A], scene.lines[B], scene.now
-    alone = known_after(lambda: take(A, a, now=now), devices=False)
-    twice = [line for pair in zip(a, b, strict=True) for line in pair]
-    for seed in range(5):
-        chance = random.Random(seed)  # noqa: S311
-        lines = twice.copy()
-        if seed == 1:
-            # which of the two comes first changes from line to line
-            lines = [line for pair in zip(a, b, strict=True) for line in chance.sample(pair, 2)]
-        elif seed:
-            chance.shuffle(lines)
-        size = [None, 7, 1, 3, 40][seed]
-        known = known_after(lambda lines=lines, size=size: take(A, lines, now=now, at_once=size))
-        same(alone, {name: known[name] for name in alone}, within=APART)
-        # the tokens of both salts lead to the login
-        assert len(known["tokens"]) == 2 * len(alone["logins"])
+    alone = known_after(scene, Step(A, scene.lines[A]), devices=False)
+    chance = random.Random(seed)  # noqa: S311
+    pairs = list(zip(scene.lines[A], scene.lines[B], strict=True))
+    # which of the two comes first changes from line to line; later seeds mix it all
+    lines = [line for pair in pairs for line in (chance.sample(pair, 2) if seed else pair)]
+    if seed > 2:
+        chance.shuffle(lines)
+    known = known_after(scene, Step(A, lines, [None, 7, 1, 3, 40, 1][seed]))
+    same(alone, {name: known[name] for name in alone}, within=APART)
+    # the tokens of both salts lead to the login
+    assert len(known["tokens"]) == 2 * len(alone["logins"])
 
 
 def test_login_read_renewal_and_end_in_every_order(scene: Scene) -> None:
@@ -252,12 +236,10 @@ def test_login_read_renewal_and_end_in_every_order(scene: Scene) -> None:
     renewal = [line for line, e in zip(lines, entries, strict=True) if e["request"]["id"] in renewal_ids]
     pairs = [login, reads[:2], renewal, pair("auth/token/revoke-self")]
     assert [len(one) for one in pairs] == [2, 2, 2, 2]
-    first = known_after(lambda: [take(A, one, now=scene.now) for one in pairs])
+    first = known_after(scene, *(Step(A, one) for one in pairs))
     assert first["leases"][0][11] == "token revoked"
     for order in itertools.permutations(pairs):
         for at_once in (None, 1):
-            lines_of_all = [line for one in order for line in one]
-            same(first, known_after(lambda lines=lines_of_all, n=at_once: take(A, lines, now=scene.now, at_once=n)))
-            same(
-                first, known_after(lambda lines=lines_of_all[::-1], n=at_once: take(A, lines, now=scene.now, at_once=n))
-            )
+            told = [line for one in order for line in one]
+            same(first, known_after(scene, Step(A, told, at_once)))
+            same(first, known_after(scene, Step(A, told[::-1], at_once)))

@@ -116,9 +116,6 @@ END $$;
 
 REVOKE EXECUTE ON FUNCTION leasehold_make_day(date), leasehold_drop_day(date, boolean) FROM PUBLIC;
 GRANT EXECUTE ON FUNCTION leasehold_make_day(date), leasehold_drop_day(date, boolean) TO {role};
-
--- what `rebuild` makes again from the raw lines
-GRANT TRUNCATE ON audit_event, audit_sighting, audit_hourly, audit_renewals, audit_hash, audit_ending, audit_leasetoken TO {role};
 """
 
 
