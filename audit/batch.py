@@ -5,6 +5,7 @@ Pure but for the threads that compress: no database. One pass over each line; ev
 
 import hashlib
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from datetime import UTC, datetime
@@ -63,12 +64,13 @@ class Block:
     lines: int = 0
     # of the newest line so far; OLDEST where there was none with a time
     until: datetime = OLDEST
+    # by the thread that compresses; None where the lines come out of a block
     packed: "Future[Packed] | None" = None
 
 
 @dataclass(frozen=True, slots=True)
 class Reject:
-    """A line that is no audit entry, and after which of the events' times it stood (None: before the first)."""
+    """A line that is no audit entry, and after which of the events' times it stood (None or OLDEST: before the first)."""
 
     line: bytes
     block: int
@@ -89,10 +91,10 @@ class Clash:
 class Batch:
     # request id -> [request, response]; a half that is not there is None
     rows: dict[str, list[Half | None]] = field(default_factory=dict)
+    # request id -> halves that do not simply complete its row: told again, or told otherwise
+    again: dict[str, list[Half]] = field(default_factory=dict)
     rejects: list[Reject] = field(default_factory=list)
-    clashes: list[Clash] = field(default_factory=list)
-    # lines that count as duplicates or expired, and redactions, by the hour of their time
-    duplicates: Counter[datetime] = field(default_factory=Counter)
+    # lines that count as expired, and redactions, by the hour of their time
     expired: Counter[datetime] = field(default_factory=Counter)
     redacted: Counter[datetime] = field(default_factory=Counter)
     blocks: list[Block] = field(default_factory=list)
@@ -100,6 +102,12 @@ class Batch:
     # of the halves
     oldest: datetime | None = None
     newest: datetime | None = None
+
+    def halves(self) -> Iterator[Half]:
+        for row in self.rows.values():
+            yield from (one for one in row if one is not None)
+        for others in self.again.values():
+            yield from others
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +122,7 @@ def take_apart(lines: bytes, *, offset: int, limits: Limits) -> Batch:
     """Raises secrets.RawSecret; nothing of such a batch may be kept."""
     batch = Batch()
     for begin, end in cuts(lines):
-        _take_block(batch, lines[begin:end], offset + begin, limits)
+        take_block(batch, lines[begin:end], offset + begin, limits, keep=True)
     return batch
 
 
@@ -128,7 +136,8 @@ def cuts(lines: bytes) -> list[tuple[int, int]]:
     return found
 
 
-def _take_block(batch: Batch, text: bytes, offset: int, limits: Limits) -> None:
+def take_block(batch: Batch, text: bytes, offset: int, limits: Limits, *, keep: bool) -> None:
+    """Adds a block of lines to the batch. `keep`: it is to be stored, so it is compressed. Raises secrets.RawSecret."""
     lines = text.split(b"\n")
     place = len(batch.blocks)
     redacted, odd = 0, secrets.suspect_lines(text, lines)
@@ -136,7 +145,8 @@ def _take_block(batch: Batch, text: bytes, offset: int, limits: Limits) -> None:
         lines[number], count = secrets.clean(lines[number])
         redacted += count
     block = Block(b"\n".join(lines) if redacted else text, offset, offset + len(text))
-    block.packed = _packers().submit(pack, block.text)
+    if keep:
+        block.packed = _packers().submit(pack, block.text)
     batch.blocks.append(block)
     rows, oldest, newest = batch.rows, limits.oldest, limits.newest
     top, bottom = batch.newest or OLDEST, batch.oldest or newest
@@ -150,8 +160,8 @@ def _take_block(batch: Batch, text: bytes, offset: int, limits: Limits) -> None:
             )
             at = one.at
             if at > top:
-                if at > newest:
-                    raise Rejected("too new")
+                if at > newest or at < oldest:
+                    raise Rejected("too new or too old")
                 top = at
             if at < bottom:
                 if at < oldest:
@@ -181,15 +191,11 @@ def _take_block(batch: Batch, text: bytes, offset: int, limits: Limits) -> None:
 
 
 def _take_again(batch: Batch, row: list[Half | None], one: Half) -> None:
-    """A half of a request that this batch knows: its other half, the same again, or a contradiction."""
-    for known in row:
-        if known is not None and (names := differing(content_of(known), one)):
-            batch.clashes.append(Clash(one, ", ".join(names)))
-            return
-    if row[one.is_response] is None:
+    """A half of a request that this batch knows: its other half, or one that only what is stored can tell what it is."""
+    if row[one.is_response] is None and not any(known and differing(content_of(known), one) for known in row):
         row[one.is_response] = one
     else:
-        batch.duplicates[hour(one.at)] += 1
+        batch.again.setdefault(one.request_id, []).append(one)
 
 
 def _take_odd(batch: Batch, line: bytes, place: int, number: int, limits: Limits) -> int:

@@ -53,55 +53,63 @@ def aim(half: Half) -> tuple[By, str] | None:
     return None
 
 
-def take(
-    stream: Stream, halves: list[Half], *, leases: Iterable[int], hashes: list[int], tokens: list[int], now: datetime
-) -> None:
-    """`leases` (keys), `hashes` (audit_text ids of lease ids) and `tokens` (ids) are what this batch tells of for the first time."""
+def take(stream: Stream, halves: list[Half], *, tokens: list[int]) -> list[int]:
+    """Keeps what these are aimed at, and ends logins. `tokens`: those whose login is known now. Returns the new endings' keys."""
     new = add(stream, halves)
-    with connection.cursor() as cursor:
-        if tokens or new:
+    if tokens or new:
+        with connection.cursor() as cursor:
             cursor.execute(_END_LOGINS, [stream.device.vault_id, new, tokens])
-        affected = set(leases)
-        if new:
-            for query in _LEASES_OF_ENDINGS:
-                cursor.execute(query, [new])
-                affected |= {row[0] for row in cursor.fetchall()}
+    return new
+
+
+def conclude(
+    stream: Stream, *, leases: Iterable[int], tokens: list[int], hashes: list[int], new: list[int], now: datetime
+) -> None:
+    """Leases that should be over. `leases` (keys), `tokens` (ids), `hashes` (audit_text ids of lease ids) and `new` (endings) are
+    what a batch tells of for the first time."""
+    affected = set(leases)
+    with connection.cursor() as cursor:
+        for query in _LEASES_OF_ENDINGS if new else []:
+            cursor.execute(query, [new])
+            affected |= {row[0] for row in cursor.fetchall()}
         if hashes:
             cursor.execute(
                 "SELECT l.id FROM audit_text t JOIN leases_lease l ON l.lease_id = t.text AND l.vault_id = %s WHERE t.id = ANY(%s)",
                 [stream.device.vault_id, hashes],
             )
             affected |= {row[0] for row in cursor.fetchall()}
+        if tokens:
+            # leases that are tied to the login by what another device says of the same token
+            cursor.execute(
+                "SELECT l.id FROM audit_token t JOIN leases_lease l ON l.login_id = t.login_id WHERE t.id = ANY(%s)",
+                [tokens],
+            )
+            affected |= {row[0] for row in cursor.fetchall()}
         if affected:
             expect_ends(affected, now=now)
         if new:
             _ask_for_a_list(stream, new, cursor)
-    confirm_revocations(stream, halves, now=now)
 
 
 def add(stream: Stream, halves: list[Half]) -> list[int]:
-    """Keeps what these are aimed at; returns the keys of those that are new."""
-    rows = [
-        (half.request_id, half.at, *aimed, half.what[2], half.who[0])
-        for half in halves
+    """Keeps what these are aimed at; returns the keys of those that are new, or told of earlier than before."""
+    rows = {
+        (half.request_id, aimed[1]): (half.request_id, half.at, *aimed, half.what[2], half.who[0])
+        for half in sorted(halves, key=lambda half: half.at, reverse=True)
         if (aimed := aim(half)) is not None
-    ]
+    }
     if not rows:
         return []
+    columns: list[Any] = [list(column) for column in zip(*rows.values(), strict=True)]
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            INSERT INTO audit_ending (vault_id, device_id, salt_epoch, request_id, at, by, target, path, display_name)
+            INSERT INTO audit_ending AS e (vault_id, device_id, salt_epoch, request_id, at, by, target, path, display_name)
             SELECT %s, %s, %s, * FROM unnest(%s::text[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[])
-            ON CONFLICT (device_id, request_id) DO NOTHING
+            ON CONFLICT (device_id, request_id, target) DO UPDATE SET at = excluded.at WHERE e.at > excluded.at
             RETURNING id
             """,
-            [
-                stream.device.vault_id,
-                stream.device_id,
-                stream.device.salt_epoch,
-                *[list(column) for column in zip(*rows, strict=True)],
-            ],
+            [stream.device.vault_id, stream.device_id, stream.device.salt_epoch, *columns],
         )
         return [row[0] for row in cursor.fetchall()]
 
@@ -172,7 +180,10 @@ _END_LOGINS = """
 
 
 def expect_ends(keys: Iterable[int], *, now: datetime) -> None:
-    """These leases should be over, if an ending fits them: the event is kept as their evidence, and a lookup decides."""
+    """Which of these leases should be over, by the earliest ending that fits: that event is their evidence, and a lookup decides.
+
+    Says what is true of all endings that are known, whatever was said before: the lease's own read may have come later.
+    """
     keys = sorted(keys)
     with connection.cursor() as cursor:
         cursor.execute("SELECT lease_id FROM leases_lease WHERE id = ANY(%s)", [keys])
@@ -182,32 +193,37 @@ def expect_ends(keys: Iterable[int], *, now: datetime) -> None:
             (key, at, REASONS[By(by)].value, f"{path} by {name or 'somebody'}, request {request_id}")
             for key, at, request_id, by, path, name in cursor.fetchall()
         ]
-        if not rows:
-            return
-        columns: list[Any] = [list(column) for column in zip(*rows, strict=True)]
-        cursor.execute(
-            """
-            UPDATE leases_lease l SET
-              end_seen_at = u.at, end_seen_reason = u.reason, end_seen_evidence = u.evidence,
-              lookup_due_at = LEAST(l.lookup_due_at, %s)
-            FROM unnest(%s::bigint[], %s::timestamptz[], %s::text[], %s::text[]) AS u (id, at, reason, evidence)
-            WHERE l.id = u.id AND l.state <> 'ended' AND (l.end_seen_at IS NULL OR l.end_seen_at > u.at)
-            """,
-            [now, *columns],
-        )
-        # a lookup may have found a lease gone before the line that says why was read
-        cursor.execute(
-            """
-            UPDATE leases_lease l SET
-              end_seen_at = u.at, end_seen_reason = u.reason, end_seen_evidence = u.evidence,
-              ended_at = u.at, end_reason = u.reason, end_evidence = u.evidence || '; a lookup finds no such lease',
-              updated_at = %s
-            FROM unnest(%s::bigint[], %s::timestamptz[], %s::text[], %s::text[]) AS u (id, at, reason, evidence)
-            WHERE l.id = u.id AND l.state = 'ended' AND l.end_seen_at IS NULL AND l.issued_at <= u.at
-              AND (l.end_reason = %s OR (l.end_reason = %s AND l.ended_at > u.at))
-            """,
-            [now, *columns, EndReason.UNKNOWN, EndReason.EXPIRED],
-        )
+        columns: list[Any] = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
+        cursor.execute(_FORGET, [keys, columns[0]])
+        if rows:
+            cursor.execute(_EXPLAIN, [now, *columns, EndReason.UNKNOWN, EndReason.EXPIRED])
+            cursor.execute(_EXPECT, [now, *columns])
+
+
+_FORGET = """
+    UPDATE leases_lease SET end_seen_at = NULL, end_seen_reason = '', end_seen_evidence = ''
+    WHERE id = ANY(%s) AND id <> ALL(%s::bigint[]) AND state <> 'ended' AND end_seen_at IS NOT NULL
+"""
+
+# a lookup may have found a lease gone before the line that says why was read, or before the first of several that do
+_EXPLAIN = """
+    UPDATE leases_lease l SET
+      ended_at = u.at, end_reason = u.reason, end_evidence = u.evidence || '; a lookup finds no such lease', updated_at = %s
+    FROM unnest(%s::bigint[], %s::timestamptz[], %s::text[], %s::text[]) AS u (id, at, reason, evidence)
+    WHERE l.id = u.id AND l.state = 'ended' AND (
+      (l.issued_at <= u.at AND (l.end_reason = %s OR (l.end_reason = %s AND l.ended_at > u.at)))
+      OR (l.end_reason = l.end_seen_reason AND l.ended_at = l.end_seen_at AND l.end_seen_at > u.at)
+    )
+"""
+
+_EXPECT = """
+    UPDATE leases_lease l SET
+      end_seen_at = u.at, end_seen_reason = u.reason, end_seen_evidence = u.evidence,
+      lookup_due_at = CASE WHEN l.state = 'ended' THEN l.lookup_due_at ELSE LEAST(l.lookup_due_at, %s) END
+    FROM unnest(%s::bigint[], %s::timestamptz[], %s::text[], %s::text[]) AS u (id, at, reason, evidence)
+    WHERE l.id = u.id
+      AND (l.end_seen_at, l.end_seen_reason, l.end_seen_evidence) IS DISTINCT FROM (u.at, u.reason, u.evidence)
+"""
 
 
 def _ask_for_a_list(stream: Stream, new: list[int], cursor: Any) -> None:

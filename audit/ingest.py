@@ -4,7 +4,7 @@ new position.
 `prepare` needs no transaction and can run for the next chunk while this one is being stored; `store` is the transaction.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from datetime import UTC, date, datetime, timedelta
@@ -22,7 +22,12 @@ from leases import health
 from leases.models import Policy
 from leases.models.sources import SourceKind
 
-__all__ = ["Counts", "ingest", "ingest_all", "position_of"]
+__all__ = ["Counts", "Rebuilding", "ingest", "ingest_all", "position_of"]
+
+
+class Rebuilding(Exception):
+    """The vault's events are being made again from its blocks: nothing can be taken in until that is over."""
+
 
 # a server's clock may be ahead of ours; beyond this a time is absurd
 AHEAD = timedelta(days=2)
@@ -51,7 +56,8 @@ def limits(*, now: datetime) -> Limits:
 def ingest(stream_id: int, chunk: Chunk, *, expected: Position | None, now: datetime) -> Counts:
     """Takes one chunk of a stream. With `expected`, does nothing if the stream was moved on by another worker meanwhile.
 
-    A stream whose device writes raw secrets is refused: nothing of the chunk is stored. Raises RawSecret then.
+    A stream whose device writes raw secrets is refused: nothing of the chunk is stored. Raises RawSecret then, and Rebuilding
+    while the vault is rebuilt.
     """
     try:
         batch = take_apart(chunk.lines, offset=chunk.offset_from, limits=limits(now=now))
@@ -131,11 +137,17 @@ def _store_alone(stream: Stream, batch: Batch, chunk: Chunk, *, expected: Positi
     with transaction.atomic():
         with connection.cursor() as cursor:
             # one writer a vault: whoever tells of an event first, the others find it
-            cursor.execute("SELECT pg_advisory_xact_lock(hashtext('ingest'), %s)", [stream.device.vault_id])
+            cursor.execute(
+                "SELECT pg_advisory_xact_lock(hashtext('ingest'), %s)"
+                " WHERE pg_try_advisory_xact_lock_shared(hashtext('rebuild'), %s)",
+                [stream.device.vault_id, stream.device.vault_id],
+            )
+            if cursor.fetchone() is None:
+                raise Rebuilding(stream.device.vault.name)
         stream = Stream.objects.select_related("device__vault").get(pk=stream.pk)
         if expected is not None and position_of(stream) != expected:
             return Counts()
-        partitions.make_for(_days(batch) | {now.date()})
+        partitions.make_for(days(batch, now=now))
         return _store(stream, batch, chunk, now=now)
 
 
@@ -174,6 +186,15 @@ def intern_all(stream: Stream, batch: Batch) -> None:
                 content = absorb(content_of(request), response)
                 whats.add(content.what)
                 whos.add(content.who)
+    for halves in batch.again.values():
+        for half in halves:
+            whats.add(half.what)
+            whos.add(half.who)
+            texts.update((half.address, half.lease_id, half.error))
+            accessors.add(half.accessor)
+            if half.answer is not None and half.answer.new_accessor:
+                accessors.add(half.answer.new_accessor)
+                whos.add(half.answer.new_who)
     texts.update(rollups.targets(whats))
     accessors.discard("")
     intern.whats(whats)
@@ -185,7 +206,7 @@ def intern_all(stream: Stream, batch: Batch) -> None:
 
 def intern_changed(plan: Plan) -> None:
     """What known events were and become. Inside of the transaction: what two halves make together may be new."""
-    contents = [content for pair in plan.changed.values() for content in pair]
+    contents = [*plan.patched, *(content for pair in plan.changed.values() for content in pair)]
     whats = {content.what for content in contents}
     intern.whats(whats)
     intern.whos({content.who for content in contents})
@@ -193,31 +214,53 @@ def intern_changed(plan: Plan) -> None:
     intern.texts(texts | {content.address for content in contents} | rollups.targets(whats))
 
 
-def _days(batch: Batch) -> set[date]:
-    """Days whose partitions this batch needs. A chunk is nearly always of one day or two."""
+def days(batch: Batch, *, now: datetime) -> set[date]:
+    """Days whose partitions this batch needs: those of its lines, and today for lines without any time."""
+    found = {now.date()}
     if batch.oldest is None or batch.newest is None:
-        return set()
+        return found
+    # a chunk is nearly always of one day or two
     if batch.newest - batch.oldest < timedelta(days=3):
-        return {
-            batch.oldest.date() + timedelta(days=n) for n in range((batch.newest.date() - batch.oldest.date()).days + 1)
-        }
-    found = {half.at.date() for row in batch.rows.values() for half in row if half is not None}
+        first, last = batch.oldest.date(), batch.newest.date()
+        return found | {first + timedelta(days=number) for number in range((last - first).days + 1)}
+    found |= {half.at.date() for half in batch.halves()}
     return found | {block.until.date() for block in batch.blocks if block.until != OLDEST}
 
 
 def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Counts:
     plan = make_plan(stream, batch)
-    intern_changed(plan)
     used = {half.block for half in plan.fresh} | {r.block for r in plan.rejects} | {c.half.block for c in plan.clashes}
     sequences = blocks.append(stream, [(number, batch.blocks[number]) for number in sorted(used)], now=now)
+    if chunk.gap:
+        coverage.add_gap(stream, chunk.gap, now=now)
+    counts, touched = derive(stream, batch, plan, sequences, stored_at=[now] * len(batch.blocks))
+    ledger.conclude(stream, plan, touched, now=now)
+    stream.file_inode, stream.file_start = chunk.position.inode, chunk.position.start
+    stream.offset, stream.unread_bytes, stream.read_at = chunk.position.offset, chunk.unread, now
+    for name in COUNTED:
+        setattr(stream, name, getattr(stream, name) + getattr(counts, name))
+    stream.save(update_fields=INGEST_OWNS)
+    return counts
+
+
+def derive(
+    stream: Stream, batch: Batch, plan: Plan, sequences: Mapping[int, int], *, stored_at: Sequence[datetime]
+) -> tuple[Counts, ledger.Touched]:
+    """All that follows from lines which stand in these blocks, whether they come in now or are read again (audit.rebuild).
+
+    `sequences`, `stored_at`: of the batch's blocks. Moves the stream's last_line_at (the caller saves the stream).
+    """
+    now = stored_at[-1]
+    intern_changed(plan)
     tables.add_rejects(stream, plan.rejects, sequences, now=now)
     tables.add_clashes(stream, plan.clashes, sequences, now=now)
     tables.add_events(stream, plan, sequences)
     rollups.count(stream.device.vault_id, tables.deltas(plan))
-    if chunk.gap:
-        coverage.add_gap(stream, chunk.gap, now=now)
-    coverage.count(stream, batch, plan, now=now)
-    ledger.apply(stream, plan, now=now)
+    coverage.count(stream, batch, plan, stored_at)
+    touched = ledger.take(stream, plan, now=now)
+    if plan.fresh:
+        newest = batch.newest or now
+        stream.last_line_at = max(stream.last_line_at or newest, newest)
     counts = Counts(
         lines=batch.lines,
         parts=len(plan.fresh),
@@ -227,28 +270,20 @@ def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Coun
         conflicts=len(plan.clashes),
         redacted=batch.redacted.total(),
     )
-    stream.file_inode, stream.file_start = chunk.position.inode, chunk.position.start
-    stream.offset, stream.unread_bytes, stream.read_at = chunk.position.offset, chunk.unread, now
-    if plan.fresh:
-        newest = batch.newest or now
-        stream.last_line_at = max(stream.last_line_at or newest, newest)
-    for name in COUNTED:
-        setattr(stream, name, getattr(stream, name) + getattr(counts, name))
-    stream.save(update_fields=INGEST_OWNS)
-    return counts
+    return counts, touched
 
 
-def make_plan(stream: Stream, batch: Batch) -> Plan:
-    """Which of these halves are new, and what they add to what is known."""
+def make_plan(stream: Stream, batch: Batch, stored: Mapping[int, int] | None = None) -> Plan:
+    """Which of these halves are new, and what they add to what is known. `stored`: the blocks that they are read out of again."""
     keys = {key_of(request_id)[0]: request_id for request_id in batch.rows}
     known = tables.known(stream, keys, batch)
-    plan = Plan(duplicates=batch.duplicates.copy())
+    plan = Plan(again=stored is not None)
     for key, request_id in keys.items():
-        plan_row(plan, key, request_id, batch.rows[request_id], known.get(key))
-    plan.rejects, again = tables.only_new_rejects(stream, batch.rejects)
+        plan_row(plan, key, request_id, batch.rows[request_id], batch.again.get(request_id), known.get(key))
+    plan.rejects, again = tables.only_new_rejects(stream, batch.rejects, stored)
     for reject in again:
         plan.duplicates[hour(reject.after or OLDEST)] += 1
-    plan.clashes, told = tables.only_new_clashes(stream, [*batch.clashes, *plan.clashes])
+    plan.clashes, told = tables.only_new_clashes(stream, plan.clashes, stored)
     for clash in told:
         plan.duplicates[hour(clash.half.at)] += 1
     for key in tables.own_keys(stream, plan):

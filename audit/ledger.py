@@ -6,7 +6,7 @@ ending that is told of twice, by two devices or in the wrong order, leaves the s
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 from django.db import connection
@@ -21,11 +21,39 @@ from leases.models import AuthMount, DatabaseRole, Vault
 
 # a token's login is told of at most this long after the token was first used, by the times in the log
 _EARLY = timedelta(hours=1)
+# what a login's response says, and what the registered mounts make of it
+_SAID = (
+    "mount_path",
+    "auth_mount_id",
+    "address",
+    "display_name",
+    "entity_id",
+    "token_type",
+    "policies",
+    "metadata",
+    "own",
+    "service_account_namespace",
+    "service_account",
+    "claimed_pod",
+    "claimed_pod_uid",
+    "claimed_node",
+)
 
 
-def apply(stream: Stream, plan: Plan, *, now: datetime) -> None:
-    """Brings the ledger up to what this batch adds. Only successful responses change it."""
-    answers = [half for half in plan.fresh if half.kind]
+class Touched(NamedTuple):
+    """What a batch tells of for the first time: keys of leases, ids of tokens, of lease ids' texts and of endings."""
+
+    leases: set[int]
+    tokens: list[int]
+    hashes: list[int]
+    endings: list[int]
+
+
+def take(stream: Stream, plan: Plan, *, now: datetime) -> Touched:
+    """Brings logins and leases up to what this batch adds. Only successful responses change them."""
+    answers = [half for half in plan.fresh if half.kind] + plan.echoes
+    # the earliest last: it is the one that counts where a request is told twice
+    answers.sort(key=lambda half: half.at, reverse=True)
     logins = [half for half in answers if half.kind == Kind.LOGIN]
     reads = [half for half in answers if half.kind == Kind.READ]
     renewals = [half for half in answers if half.kind == Kind.RENEW]
@@ -34,16 +62,23 @@ def apply(stream: Stream, plan: Plan, *, now: datetime) -> None:
     hashes = take_hashes(stream, reads, renewals)
     take_renewals(stream, plan, [half.lease_id for half in reads], now=now)
     touched = link_leases(leases=leases, tokens=linked)
+    ended = endings.take(stream, [half for half in answers if half.kind == Kind.END], tokens=linked)
+    return Touched(leases | touched, linked, hashes, ended)
+
+
+def conclude(stream: Stream, plan: Plan, touched: Touched, *, now: datetime) -> None:
+    """What follows for these leases: should they be over, and who holds them."""
     # after the links: the end of a token is the end of the leases that are known to be its
-    endings.take(
+    endings.conclude(
         stream,
-        [half for half in answers if half.kind == Kind.END],
-        leases=leases | touched,
-        hashes=hashes,
-        tokens=linked,
+        leases=touched.leases,
+        tokens=touched.tokens,
+        hashes=touched.hashes,
+        new=touched.endings,
         now=now,
     )
-    attribute.attribute(sorted(leases | touched), now=now)
+    endings.confirm_revocations(stream, [half for half in plan.fresh if half.kind == Kind.END], now=now)
+    attribute.attribute(sorted(touched.leases), now=now)
 
 
 def take_logins(stream: Stream, halves: list[Half]) -> list[int]:
@@ -54,20 +89,20 @@ def take_logins(stream: Stream, halves: list[Half]) -> list[int]:
     mounts = {mount.path: mount for mount in AuthMount.objects.filter(vault=vault)}
     rows = {half.request_id: _login(vault, mounts, half) for half in halves}
     columns = [list(column) for column in zip(*(rows[request_id] for request_id in sorted(rows)), strict=True)]
+    said, stored, excluded = (", ".join(f"{of}{name}" for name in _SAID) for of in ("", "l.", "excluded."))
     with connection.cursor() as cursor:
         # the other devices of this vault tell of the same logins, each at its own microsecond
         cursor.execute(
-            """
-            INSERT INTO leases_login AS l (
-              vault_id, request_id, logged_in_at, mount_path, auth_mount_id, address, display_name, entity_id, token_type,
-              policies, metadata, own, service_account_namespace, service_account, claimed_pod, claimed_pod_uid,
-              claimed_node, end_reason)
+            f"""
+            INSERT INTO leases_login AS l (vault_id, request_id, logged_in_at, {said}, end_reason)
             SELECT %s, *, '' FROM unnest(
               %s::text[], %s::timestamptz[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[],
               %s::jsonb[], %s::jsonb[], %s::bool[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
-            ON CONFLICT (vault_id, request_id) DO UPDATE SET logged_in_at = excluded.logged_in_at
-              WHERE l.logged_in_at > excluded.logged_in_at
-            """,
+            ON CONFLICT (vault_id, request_id) DO UPDATE SET
+              logged_in_at = LEAST(l.logged_in_at, excluded.logged_in_at),
+              ({said}) = (SELECT {excluded})
+            WHERE l.logged_in_at > excluded.logged_in_at OR ({stored}) IS DISTINCT FROM ({excluded})
+            """,  # noqa: S608 (the constant above)
             [vault.pk, *columns],
         )
         ids = intern.memory().tokens
@@ -273,9 +308,11 @@ def take_renewals(stream: Stream, plan: Plan, read: Iterable[str], *, now: datet
         after for before, after in plan.changed.values() if after.kind == Kind.RENEW and before.kind != Kind.RENEW
     ]
     for content in became:
-        row = counts.setdefault(texts[content.lease_id], [0, content.at])
+        # of the response: whether its request was told before it cannot matter
+        at = content.response_at or content.at
+        row = counts.setdefault(texts[content.lease_id], [0, at])
         row[0] += 1
-        row[1] = max(row[1], content.at)
+        row[1] = max(row[1], at)
     vault = stream.device.vault_id
     names = sorted(set(counts) | {texts[lease_id] for lease_id in read})
     if not names:

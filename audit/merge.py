@@ -122,3 +122,5 @@ class Known(msgspec.Struct, gc=False):
     sighted_at: datetime | None = None
     request_block: int | None = None
     response_block: int | None = None
+    # of the sighting's token, in that device's words
+    accessor: str = ""

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime, timedelta
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from django.db import connection
@@ -48,7 +48,7 @@ def known(stream: Stream, keys: Collection[str], batch: Batch) -> dict[str, Know
                    w.entry_type, w.operation, w.path, w.mount_point, w.mount_type, w.namespace_path,
                    p.display_name, p.entity_id, p.token_type, p.policies, p.metadata,
                    a.text, l.text, x.text,
-                   e.stream_id = %s, e.request_block, e.response_block, s.at, s.request_block, s.response_block
+                   e.stream_id = %s, e.request_block, e.response_block, s.at, s.request_block, s.response_block, k.accessor
             FROM audit_event e
             JOIN audit_what w ON w.id = e.what_id
             JOIN audit_who p ON p.id = e.who_id
@@ -56,9 +56,10 @@ def known(stream: Stream, keys: Collection[str], batch: Batch) -> dict[str, Know
             LEFT JOIN audit_text l ON l.id = e.lease_name_id
             LEFT JOIN audit_text x ON x.id = e.error_text_id
             LEFT JOIN audit_furthersighting s ON s.request = e.request AND s.stream_id = %s AND s.at BETWEEN %s AND %s
+            LEFT JOIN audit_token k ON k.id = CASE WHEN e.stream_id = %s THEN e.token_id ELSE s.token_id END
             WHERE e.vault_id = %s AND e.at BETWEEN %s AND %s AND e.request = ANY(%s)
             """,
-            [stream.pk, stream.pk, *bounds, vault, *bounds, found],
+            [stream.pk, stream.pk, *bounds, stream.pk, vault, *bounds, found],
         )
         return {str(row[0]): _known(row) for row in cursor.fetchall()}
 
@@ -66,11 +67,9 @@ def known(stream: Stream, keys: Collection[str], batch: Batch) -> dict[str, Know
 def _known(row: tuple[Any, ...]) -> Known:
     (_, at, has_request, response_at, kind, own, *rest) = row
     what, (display_name, entity_id, token_type, policies, metadata) = rest[:6], rest[6:11]
-    address, lease_id, error, at_home, home_request, home_response, sighted_at, request_block, response_block = rest[
-        11:
-    ]
+    (address, lease_id, error, at_home, *home, sighted_at, request_block, response_block, accessor) = rest[11:]
     if at_home:
-        request_block, response_block = home_request, home_response
+        sighted_at, (request_block, response_block) = at, home
     return Known(
         Content(
             at,
@@ -84,11 +83,12 @@ def _known(row: tuple[Any, ...]) -> Known:
             kind,
             own,
         ),
-        at_home or sighted_at is not None,
+        sighted_at is not None,
         at_home,
         sighted_at,
         request_block,
         response_block,
+        accessor or "",
     )
 
 
@@ -103,27 +103,47 @@ def line_digest(line: bytes) -> Any:
     return intern.digest(line.decode("latin-1"))
 
 
-def only_new_rejects(stream: Stream, rejects: list[Reject]) -> tuple[list[Reject], list[Reject]]:
-    """(new, known): the same text again, in this batch or an earlier one, is a duplicate."""
-    seen = _stored_digests(RejectedLine, stream, [line_digest(reject.line) for reject in rejects])
-    new: list[Reject] = []
-    again: list[Reject] = []
-    for reject in rejects:
-        digest = line_digest(reject.line)
-        (again if digest in seen else new).append(reject)
-        seen.add(digest)
-    return new, again
+def only_new_rejects(
+    stream: Stream, rejects: list[Reject], stored: Mapping[int, int] | None
+) -> tuple[list[Reject], list[Reject]]:
+    """(new, known): the same text again, in this batch or an earlier one, is a duplicate.
+
+    `stored`: which blocks the lines came out of, where they are read again. One that was rejected at that place is so once more.
+    """
+    places = [((stored or {}).get(reject.block, 0), reject.number) for reject in rejects]
+    new = _first_told(RejectedLine, stream, [line_digest(reject.line) for reject in rejects], places)
+    return _parted(rejects, new)
 
 
-def only_new_clashes(stream: Stream, clashes: list[Clash]) -> tuple[list[Clash], list[Clash]]:
-    seen = _stored_digests(Conflict, stream, [clash_digest(clash) for clash in clashes])
-    new: list[Clash] = []
-    again: list[Clash] = []
-    for clash in clashes:
-        digest = clash_digest(clash)
-        (again if digest in seen else new).append(clash)
+def only_new_clashes(
+    stream: Stream, clashes: list[Clash], stored: Mapping[int, int] | None
+) -> tuple[list[Clash], list[Clash]]:
+    places = [((stored or {}).get(clash.half.block, 0), clash.half.number) for clash in clashes]
+    new = _first_told(Conflict, stream, [clash_digest(clash) for clash in clashes], places)
+    return _parted(clashes, new)
+
+
+_Odd = TypeVar("_Odd", Reject, Clash)
+
+
+def _parted(items: list[_Odd], new: list[bool]) -> tuple[list[_Odd], list[_Odd]]:
+    pairs = list(zip(items, new, strict=True))
+    return [item for item, is_new in pairs if is_new], [item for item, is_new in pairs if not is_new]
+
+
+def _first_told(model: Any, stream: Stream, digests: list[Any], places: list[tuple[int, int]]) -> list[bool]:
+    """For each digest: is it told of here for the first time? `places`: block (0: not stored yet) and line."""
+    if not digests:
+        return []
+    rows = model.objects.filter(stream=stream, digest__in=set(digests))
+    known = {
+        digest: (block, line) for digest, block, line in rows.values_list("digest", "block_sequence", "line_number")
+    }
+    new, seen = [], set()
+    for digest, place in zip(digests, places, strict=True):
+        new.append(digest not in seen and known.get(digest, place) == place)
         seen.add(digest)
-    return new, again
+    return new
 
 
 def clash_digest(clash: Clash) -> Any:
@@ -132,38 +152,39 @@ def clash_digest(clash: Clash) -> Any:
     return intern.digest(_json(half).decode())
 
 
-def _stored_digests(model: Any, stream: Stream, digests: list[Any]) -> set[Any]:
-    if not digests:
-        return set()
-    return set(model.objects.filter(stream=stream, digest__in=set(digests)).values_list("digest", flat=True))
-
-
 def add_rejects(stream: Stream, rejects: list[Reject], sequences: Mapping[int, int], *, now: datetime) -> None:
     RejectedLine.objects.bulk_create(
-        RejectedLine(
-            stream=stream,
-            block_sequence=sequences[reject.block],
-            line_number=reject.number,
-            digest=line_digest(reject.line),
-            reason=reject.reason,
-            at=now,
-        )
-        for reject in rejects
+        [
+            RejectedLine(
+                stream=stream,
+                block_sequence=sequences[reject.block],
+                line_number=reject.number,
+                digest=line_digest(reject.line),
+                reason=reject.reason,
+                at=now,
+            )
+            for reject in rejects
+        ],
+        # one that is read again out of its block stands there
+        ignore_conflicts=True,
     )
 
 
 def add_clashes(stream: Stream, clashes: list[Clash], sequences: Mapping[int, int], *, now: datetime) -> None:
     Conflict.objects.bulk_create(
-        Conflict(
-            stream=stream,
-            block_sequence=sequences[clash.half.block],
-            line_number=clash.half.number,
-            digest=clash_digest(clash),
-            request_id=clash.half.request_id,
-            fields=clash.fields,
-            at=now,
-        )
-        for clash in clashes
+        [
+            Conflict(
+                stream=stream,
+                block_sequence=sequences[clash.half.block],
+                line_number=clash.half.number,
+                digest=clash_digest(clash),
+                request_id=clash.half.request_id,
+                fields=clash.fields,
+                at=now,
+            )
+            for clash in clashes
+        ],
+        ignore_conflicts=True,
     )
 
 
@@ -206,17 +227,18 @@ def _event_rows(stream: Stream, new: Mapping[str, New], sequences: Mapping[int, 
         content, request, response = event.content, event.request, event.response
         request_block: int | str
         response_block: int | str
-        if request is not None:
-            at, request_block, accessor = request.time, sequences[request.block], request.accessor
-        else:
-            at, request_block, accessor = _NULL, _NULL, ""
+        accessor = ""
         if response is not None:
-            response_at, response_block = response.time, sequences[response.block]
-            accessor = accessor or response.accessor
+            response_at, response_block, accessor = response.time, sequences[response.block], response.accessor
         else:
             response_at, response_block = _NULL, _NULL
+        if request is not None:
+            at, request_block = request.time, sequences[request.block]
+            accessor = accessor or request.accessor
+        else:
+            at, request_block = response_at, _NULL
         yield (
-            f"{at if request is not None else response_at}\t{key}\t{response_at}\t{vault}\t{whats[content.what]}"
+            f"{at}\t{key}\t{response_at}\t{vault}\t{whats[content.what]}"
             f"\t{whos[content.who]}\t{texts[content.address]}\t{texts[content.lease_id] if content.lease_id else _NULL}"
             f"\t{texts[content.error] if content.error else _NULL}\t{stream_id}\t{request_block}\t{response_block}"
             f"\t{tokens[device, epoch, accessor] if accessor else _NULL}\t{content.kind:d}"
@@ -277,40 +299,53 @@ def _add_sightings(stream: Stream, seen: Mapping[str, Seen], sequences: Mapping[
     further, missing, missing_at_home = [], [], []
     for key, item in sorted(seen.items()):
         request, response, before = item.request, item.response, item.known
-        accessor = (request.accessor if request else "") or (response.accessor if response else "")
-        token = tokens[device, epoch, accessor] if accessor else None
-        request_block = sequences[request.block] if request else None
-        response_block = sequences[response.block] if response else None
+        accessor = (response.accessor if response else "") or (request.accessor if request else "")
+        gained = (
+            sequences[request.block] if request else None,
+            sequences[response.block] if response else None,
+            tokens[device, epoch, accessor] if accessor else None,
+        )
         if before.at_home:
-            missing_at_home.append((key, item.content.at, request_block, response_block, token))
-        elif before.sighted_at is not None:
-            missing.append((key, before.sighted_at, request_block, response_block, token))
+            missing_at_home.append((key, *gained))
+        elif before.sighted:
+            missing.append((key, *gained, before.sighted_at, item.at))
         else:
-            blocks = (request_block, response_block, token)
-            ends = "\t".join(_NULL if value is None else str(value) for value in blocks)
-            further.append(f"{item.content.at}\t{key}\t{stream.pk}\t{ends}\n")
+            ends = "\t".join(_NULL if value is None else str(value) for value in gained)
+            further.append(f"{item.at}\t{key}\t{stream.pk}\t{ends}\n")
     if further:
         with cursor.copy(f"COPY audit_furthersighting ({SIGHTING_COLUMNS}) FROM STDIN") as copy:
             copy.write("".join(further))
-    for table, rows in (("audit_furthersighting", missing), ("audit_event", missing_at_home)):
-        if rows:
-            cursor.execute(
-                f"""
-                UPDATE {table} s SET
-                  request_block = COALESCE(s.request_block, u.request_block),
-                  response_block = COALESCE(s.response_block, u.response_block),
-                  token_id = COALESCE(s.token_id, u.token)
-                FROM unnest(%s::uuid[], %s::timestamptz[], %s::int[], %s::int[], %s::int[])
-                  AS u (request, at, request_block, response_block, token)
-                WHERE s.stream_id = %s AND s.request = u.request AND s.at = u.at AND s.at BETWEEN %s AND %s
-                """,  # noqa: S608 (the two names above)
-                [
-                    *[list(column) for column in zip(*rows, strict=True)],
-                    stream.pk,
-                    min(row[1] for row in rows),
-                    max(row[1] for row in rows),
-                ],
-            )
+    if missing:
+        columns: list[Any] = [list(column) for column in zip(*missing, strict=True)]
+        cursor.execute(
+            f"""
+            UPDATE audit_furthersighting s SET {_GAINED}, at = u.at
+            FROM unnest(%s::uuid[], %s::int[], %s::int[], %s::int[], %s::timestamptz[], %s::timestamptz[])
+              AS u (request, request_block, response_block, token, was_at, at)
+            WHERE s.stream_id = %s AND s.request = u.request AND s.at = u.was_at AND s.at BETWEEN %s AND %s
+            """,  # noqa: S608 (the constant below)
+            [*columns, stream.pk, min(columns[4]), max(columns[4])],
+        )
+    if missing_at_home:
+        columns = [list(column) for column in zip(*missing_at_home, strict=True)]
+        # its time is the event's, which may just have changed
+        times = [item.at for item in seen.values()] + [item.known.content.at for item in seen.values()]
+        cursor.execute(
+            f"""
+            UPDATE audit_event s SET {_GAINED}
+            FROM unnest(%s::uuid[], %s::int[], %s::int[], %s::int[]) AS u (request, request_block, response_block, token)
+            WHERE s.stream_id = %s AND s.request = u.request AND s.at BETWEEN %s AND %s
+            """,  # noqa: S608 (the constant below)
+            [*columns, stream.pk, min(times), max(times)],
+        )
+
+
+# the token in the response's words, where it is told: only there a login has one
+_GAINED = """
+    request_block = COALESCE(s.request_block, u.request_block),
+    response_block = COALESCE(s.response_block, u.response_block),
+    token_id = CASE WHEN u.response_block IS NULL THEN COALESCE(s.token_id, u.token) ELSE COALESCE(u.token, s.token_id) END
+"""
 
 
 def deltas(plan: Plan) -> Iterator[Delta]:

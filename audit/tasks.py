@@ -10,7 +10,7 @@ from django.db import DataError
 from django.utils import timezone
 
 from audit import attribute, follow, retention, users
-from audit.ingest import ingest_all, position_of
+from audit.ingest import Rebuilding, ingest_all, position_of
 from audit.models import Device, Stream
 from audit.secrets import RawSecret
 from leases import health
@@ -78,7 +78,8 @@ def read_on(stream_id: int, *, until: float = 0.0) -> bool | None:
     except follow.FileUnavailable as error:
         health.report_failure(SourceKind.STREAM, str(stream), cause=error.cause, fix=error.fix, now=timezone.now())
         return None
-    except RawSecret:
+    except (RawSecret, Rebuilding):
+        # its state says why; or the clock tries again
         return None
     except (ValueError, TypeError, LookupError, RecursionError, DataError) as error:
         # a fault of ours: nothing is lost, but nothing goes on either until it is mended, so it must be seen

@@ -31,12 +31,8 @@ def apart(text: bytes) -> Batch:
     return take_apart(text, offset=0, limits=LIMITS)
 
 
-def halves(batch: Batch) -> int:
-    return sum(half is not None for row in batch.rows.values() for half in row)
-
-
 def things(batch: Batch) -> int:
-    return halves(batch) + batch.duplicates.total() + len(batch.rejects) + len(batch.clashes) + batch.expired.total()
+    return len(list(batch.halves())) + len(batch.rejects) + batch.expired.total()
 
 
 def kept(batch: Batch) -> bytes:
@@ -74,7 +70,7 @@ def test_each_line_of_any_text_becomes_one_thing_and_no_secret_is_kept(made: Mad
     assert [block.offset_from for block in batch.blocks] == ends[:-1]
     assert ends[-1] == len(made.text)
     assert_same_but_for_redactions(made.text, kept(batch), batch.redacted.total())
-    rows = msgspec.json.encode([batch.rows, batch.clashes])
+    rows = msgspec.json.encode([batch.rows, batch.again])
     reasons = b" ".join(reject.line + reject.reason.encode() for reject in batch.rejects)
     assert_hidden(made.secrets, kept(batch), rows, reasons)
 

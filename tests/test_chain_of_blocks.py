@@ -58,13 +58,14 @@ def test_an_untouched_chain_holds(stream: Stream) -> None:
         ("UPDATE audit_blocklines SET data = 'x' WHERE sequence = 2", 2, "altered"),
         ("UPDATE audit_rawblock SET lines_sha256 = repeat('0', 64) WHERE sequence = 2", 2, "altered"),
         ("UPDATE audit_rawblock SET offset_to = offset_to + 1 WHERE sequence = 4", 4, "altered"),
+        ("UPDATE audit_rawblock SET salt_epoch = 2 WHERE sequence = 4", 4, "altered"),
         ("DELETE FROM audit_rawblock WHERE sequence = 2", 2, "removed"),
         ("DELETE FROM audit_rawblock WHERE sequence = 5", 5, "removed"),
         ("DELETE FROM audit_rawblock WHERE sequence = 1", 1, "removed"),
         (
             "INSERT INTO audit_rawblock (stream_id, sequence, offset_from, offset_to, lines, previous, sha256, at, size,"
-            " until, lines_sha256) SELECT stream_id, 6, offset_from, offset_to, lines, sha256, 'made up', at, size, until,"
-            " lines_sha256 FROM audit_rawblock WHERE sequence = 5",
+            " salt_epoch, until, lines_sha256) SELECT stream_id, 6, offset_from, offset_to, lines, sha256, 'made up', at, size, salt_epoch,"
+            " until, lines_sha256 FROM audit_rawblock WHERE sequence = 5",
             6,
             "altered",
         ),

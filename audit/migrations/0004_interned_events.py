@@ -101,6 +101,7 @@ class Migration(migrations.Migration):
                 ('offset_to', models.BigIntegerField()),
                 ('lines', models.PositiveIntegerField()),
                 ('size', models.BigIntegerField()),
+                ('salt_epoch', models.PositiveIntegerField()),
                 ('until', models.DateTimeField()),
                 ('previous', models.TextField(blank=True)),
                 ('lines_sha256', models.TextField()),
@@ -286,7 +287,7 @@ class Migration(migrations.Migration):
         ),
         migrations.AddConstraint(
             model_name='ending',
-            constraint=models.UniqueConstraint(fields=('device', 'request_id'), name='a_device_tells_an_ending_once'),
+            constraint=models.UniqueConstraint(fields=('device', 'request_id', 'target'), name='a_device_tells_an_ending_once'),
         ),
         migrations.AddIndex(
             model_name='gap',

@@ -237,7 +237,10 @@ class Ending(models.Model):
     display_name = models.TextField(blank=True)
 
     class Meta:
-        constraints = [models.UniqueConstraint(fields=["device", "request_id"], name="a_device_tells_an_ending_once")]
+        constraints = [
+            # two devices that write to one path tell of one request with a target each
+            models.UniqueConstraint(fields=["device", "request_id", "target"], name="a_device_tells_an_ending_once")
+        ]
         indexes = [
             # endings.due(): by lease id, by hash, by accessor
             models.Index(fields=["vault", "by", "target"], name="ending_by_target"),

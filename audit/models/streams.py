@@ -89,8 +89,8 @@ class Stream(models.Model):
 class RawBlock(models.Model):
     """The header of a block of lines as they were read. It outlives the lines, which stand in BlockLines.
 
-    `sha256` covers the previous head, stream, sequence, offsets, the number of lines and `lines_sha256`, which is over the
-    uncompressed lines: so the chain of headers can be checked where the lines have been moved away.
+    `sha256` covers the previous head, stream, sequence, offsets, the number of lines, the salt epoch and `lines_sha256`, which
+    is over the uncompressed lines: so the chain of headers can be checked where the lines have been moved away.
     """
 
     stream = models.ForeignKey(Stream, models.PROTECT, related_name="blocks")
@@ -99,6 +99,8 @@ class RawBlock(models.Model):
     offset_to = models.BigIntegerField()
     lines = models.PositiveIntegerField()
     size = models.BigIntegerField()
+    # the device's when the lines were read: their HMACs mean nothing under another one
+    salt_epoch = models.PositiveIntegerField()
     # of its newest line; retention goes by it
     until = models.DateTimeField()
     previous = models.TextField(blank=True)

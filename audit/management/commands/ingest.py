@@ -21,7 +21,7 @@ from django.utils import timezone
 
 from audit import follow
 from audit.files import AuditFile
-from audit.ingest import Counts, ingest_all, position_of
+from audit.ingest import Counts, Rebuilding, ingest_all, position_of
 from audit.models import Device, Event, Stream
 from audit.rotated import is_live_name
 from audit.secrets import RawSecret
@@ -81,6 +81,8 @@ class Command(BaseCommand):
                 "Stopped; what was read is kept. The same command with --resume goes on from there, and without it nothing "
                 "is counted twice either."
             )
+        except Rebuilding as error:
+            raise CommandError(f"{error} is being rebuilt; nothing can be taken in until that is over.") from error
         except RawSecret as error:
             raise CommandError(
                 f"{error.field} stands in plain text (log_raw?): nothing of this stream is stored."
