@@ -8,12 +8,12 @@ from celery import shared_task
 from django.db import DataError
 from django.utils import timezone
 
-from audit import attribute, follow, users
+from audit import attribute, follow, polls, users
 from audit.ingest import ingest, position_of
 from audit.models import Device, Stream
 from audit.secrets import RawSecret
 from leases import health
-from leases.models import Database
+from leases.models import Database, OwnRequest
 from leases.models.sources import SourceKind
 from leases.tasks import TURN_SECONDS
 from leases.turns import turn
@@ -55,10 +55,12 @@ def read_on(stream_id: int) -> bool | None:
     if stream.refused or stream.retired:
         return None
     before = position_of(stream)
+    # taken before the file is looked at: "read to its end at 10:00" must never be said of how it was earlier
+    now = timezone.now()
     try:
         chunk = follow.read(Path(stream.path), before)
         if chunk.lines:
-            ingest(stream_id, chunk, expected=before, now=timezone.now())
+            ingest(stream_id, chunk, expected=before, now=now)
     except follow.FileUnavailable as error:
         health.report_failure(SourceKind.STREAM, str(stream), cause=error.cause, fix=error.fix, now=timezone.now())
         return None
@@ -84,7 +86,7 @@ def read_on(stream_id: int) -> bool | None:
         )
         return None
     if not chunk.lines:
-        Stream.objects.filter(pk=stream_id).update(read_at=timezone.now(), unread_bytes=chunk.unread)
+        Stream.objects.filter(pk=stream_id).update(read_at=now, unread_bytes=chunk.unread)
         health.report_ok(SourceKind.STREAM, str(stream), now=timezone.now())
         time.sleep(IDLE_SECONDS)
         return False
@@ -118,6 +120,15 @@ def check_salts() -> None:
         if health.may_ask(SourceKind.VAULT, device.vault.name, now=timezone.now()):
             with health.asking(SourceKind.VAULT, device.vault.name, vouches=False):
                 users.check_salt(device)
+
+
+@shared_task
+def check_polls() -> None:
+    """Did every audit device log the polls that were noted?"""
+    for vault_id in OwnRequest.objects.order_by("vault").values_list("vault", flat=True).distinct():
+        with turn("check polls", vault_id) as mine:
+            for gap in polls.check(vault_id, now=timezone.now()) if mine else []:
+                log.warning("gap in stream %s: %s", gap.stream_id, gap.what)
 
 
 @shared_task

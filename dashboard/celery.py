@@ -27,6 +27,7 @@ app.conf.beat_schedule = {
     "attribute-open": _every("audit.tasks.attribute_open", 1.0),
     "check-vaults": _every("leases.tasks.check_vaults", 5.0),
     "check-salts": _every("audit.tasks.check_salts", 60.0),
+    "check-polls": _every("audit.tasks.check_polls", 10.0),
     "reconcile-leases": _every("leases.tasks.reconcile_leases", 5.0),
     "resume-stuck-revocations": _every("leases.tasks.resume_stuck_revocations", 5.0),
 }

@@ -186,6 +186,7 @@ CELERY_TASK_ROUTES = {
     "leases.tasks.reconcile_leases": {"queue": "leases"},
     "leases.tasks.check_vaults": {"queue": "leases"},
     "audit.tasks.check_salts": {"queue": "leases"},
+    "audit.tasks.check_polls": {"queue": "leases"},
     "leases.tasks.carry_out_revocation": {"queue": "actions"},
     "leases.tasks.resume_stuck_revocations": {"queue": "actions"},
 }
