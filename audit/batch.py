@@ -97,7 +97,8 @@ class Batch:
     redacted: Counter[datetime] = field(default_factory=Counter)
     blocks: list[Block] = field(default_factory=list)
     lines: int = 0
-    # of the lines so far
+    # of the halves
+    oldest: datetime | None = None
     newest: datetime | None = None
 
 
@@ -138,7 +139,7 @@ def _take_block(batch: Batch, text: bytes, offset: int, limits: Limits) -> None:
     block.packed = _packers().submit(pack, block.text)
     batch.blocks.append(block)
     rows, oldest, newest = batch.rows, limits.oldest, limits.newest
-    top = batch.newest or OLDEST
+    top, bottom = batch.newest or OLDEST, batch.oldest or newest
     count = 0
     for number, line in enumerate(lines):
         if not line:
@@ -152,11 +153,14 @@ def _take_block(batch: Batch, text: bytes, offset: int, limits: Limits) -> None:
                 if at > newest:
                     raise Rejected("too new")
                 top = at
-            elif at < oldest:
-                raise Rejected("too old")
+            if at < bottom:
+                if at < oldest:
+                    raise Rejected("too old")
+                bottom = at
         except (Rejected, msgspec.DecodeError, ValueError, RecursionError):
-            batch.newest = top
+            batch.newest, batch.oldest = top, bottom
             count += _take_odd(batch, line, place, number, limits)
+            top, bottom = batch.newest, batch.oldest
             continue
         count += 1
         row = rows.get(one.request_id)
@@ -168,7 +172,8 @@ def _take_block(batch: Batch, text: bytes, offset: int, limits: Limits) -> None:
                 row[one.is_response] = one
             else:
                 _take_again(batch, row, one)
-    batch.newest = top
+    if rows:
+        batch.newest, batch.oldest = top, bottom
     block.lines, block.until = count, top
     batch.lines += count
     if redacted:
@@ -202,7 +207,10 @@ def _take_odd(batch: Batch, line: bytes, place: int, number: int, limits: Limits
             continue
         if one.at < limits.oldest:
             batch.expired[hour(one.at)] += 1
-        elif one.request_id in batch.rows:
+            continue
+        batch.newest = max(batch.newest or OLDEST, one.at)
+        batch.oldest = min(batch.oldest or one.at, one.at)
+        if one.request_id in batch.rows:
             _take_again(batch, batch.rows[one.request_id], one)
         else:
             batch.rows[one.request_id] = [None, one] if one.is_response else [one, None]

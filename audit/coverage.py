@@ -1,13 +1,15 @@
 """How complete a stream is: per hour what became of its lines, and the gaps that are known."""
 
-from datetime import datetime
+from collections.abc import Iterator
+from datetime import datetime, timedelta
 
 from django.db import connection
 
 from audit.batch import OLDEST, Batch, hour
 from audit.models import Coverage, Gap, Stream
-from audit.plan import Plan, Sighted
+from audit.plan import Plan
 
+_HOUR = timedelta(hours=1)
 _COUNTS = ("lines", "pairs", "unpaired", "duplicates", "rejected", "expired", "conflicts", "redacted")
 
 
@@ -20,16 +22,15 @@ def count(stream: Stream, batch: Batch, plan: Plan, *, now: datetime) -> None:
         row = hours.setdefault(at, dict.fromkeys(_COUNTS, 0))
         row[name] += number
 
-    # the rows of one batch are nearly all of one hour or two: most are counted without a call
-    for seen in plan.sighted.values():
-        at = hour(seen.at)
-        lines, pairs, unpaired = _gain(seen)
-        row = hours.get(at)
+    # nearly all rows of a batch are of one hour or two
+    for at, lines, pairs, unpaired in _gains(plan):
+        begin = hour(at)
+        row = hours.get(begin)
         if row is None:
-            row = hours[at] = dict.fromkeys(_COUNTS, 0)
-            earliest[at] = seen.at
-        elif seen.at < earliest.get(at, seen.at):
-            earliest[at] = seen.at
+            row = hours[begin] = dict.fromkeys(_COUNTS, 0)
+            earliest[begin] = at
+        elif at < earliest.get(begin, at):
+            earliest[begin] = at
         row["lines"] += lines
         row["pairs"] += pairs
         row["unpaired"] += unpaired
@@ -71,14 +72,32 @@ def count(stream: Stream, batch: Batch, plan: Plan, *, now: datetime) -> None:
         )
 
 
-def _gain(seen: Sighted) -> tuple[int, int, int]:
-    """(lines, pairs, unpaired) that this adds to the stream's count."""
-    lines = (seen.request is not None) + (seen.response is not None)
-    known = seen.known
-    if known is None or not known.sighted:
-        return lines, lines // 2, lines % 2
-    # a half was known, and its twin has come
-    return lines, 1, -1
+def _gains(plan: Plan) -> Iterator[tuple[datetime, int, int, int]]:
+    """(time, lines, pairs, unpaired) that events add to the stream's count; whole pairs of one hour at once."""
+    begin = end = earliest = None
+    number = 0
+    for event in plan.new.values():
+        at = event.content.at
+        if event.request is None or event.response is None:
+            yield at, 1, 0, 1
+            continue
+        if begin is None or end is None or earliest is None or not begin <= at < end:
+            if earliest is not None:
+                yield earliest, 2 * number, number, 0
+            begin, number, earliest = hour(at), 0, at
+            end = begin + _HOUR
+        number += 1
+        if at < earliest:
+            earliest = at
+    if earliest is not None:
+        yield earliest, 2 * number, number, 0
+    for seen in plan.seen.values():
+        lines = (seen.request is not None) + (seen.response is not None)
+        if seen.known.sighted:
+            # a half was known, and its twin has come
+            yield seen.known.sighted_at or seen.known.content.at, lines, 1, -1
+        else:
+            yield seen.content.at, lines, lines // 2, lines % 2
 
 
 def add_gap(stream: Stream, *, kind: str, what: str, lost_bytes: int | None, now: datetime) -> Gap:

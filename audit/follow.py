@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from leases.errors import SourceError
 
-CHUNK = 4 * 1024 * 1024
+CHUNK = 16 * 1024 * 1024
 # one entry can be many megabytes (a LIST of every lease); past this a line is taken as it is
 LONGEST_LINE = 64 * 1024 * 1024
 _START = 512

@@ -8,15 +8,14 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import fields
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 from django.db import connection, transaction
 
 from audit import blocks, coverage, intern, ledger, partitions, rollups, tables
 from audit.batch import OLDEST, Batch, Counts, Limits, hour, take_apart
 from audit.follow import Chunk, Position
-from audit.lines import NOBODY
-from audit.merge import absorb, content_of
+from audit.merge import absorb, agree, content_of
 from audit.models import Stream
 from audit.plan import Plan, key_of, mark_own, plan_row
 from audit.secrets import RawSecret
@@ -123,7 +122,7 @@ def _store_alone(stream: Stream, batch: Batch, chunk: Chunk, *, expected: Positi
         stream = Stream.objects.select_related("device__vault").get(pk=stream.pk)
         if expected is not None and position_of(stream) != expected:
             return Counts()
-        partitions.make_for(_days(batch))
+        partitions.make_for(_days(batch) | {now.date()})
         return _store(stream, batch, chunk, now=now)
 
 
@@ -134,29 +133,27 @@ def position_of(stream: Stream) -> Position:
 def intern_all(stream: Stream, batch: Batch) -> None:
     """Outside of the transaction, see audit.intern."""
     whats, whos, texts, accessors = set(), set(), set(), set()
-    for row in batch.rows.values():
-        for half in row:
+    for request, response in batch.rows.values():
+        for half in (request, response):
             if half is not None:
                 whats.add(half.what)
                 whos.add(half.who)
                 texts.add(half.address)
+                accessors.add(half.accessor)
                 if half.lease_id:
                     texts.add(half.lease_id)
                 if half.error:
                     texts.add(half.error)
-                if half.accessor:
-                    accessors.add(half.accessor)
                 if half.answer is not None and half.answer.new_accessor:
                     accessors.add(half.answer.new_accessor)
                     whos.add(half.answer.new_who)
+        if request is not None and response is not None and not agree(request, response):
+            # what one half leaves empty the other fills: the two together are another text
+            content = absorb(content_of(request), response)
+            whats.add(content.what)
+            whos.add(content.who)
     texts.update(rollups.targets(whats))
-    # what a half leaves empty its other half may fill: the merged text is another one
-    for row in batch.rows.values():
-        request, response = row
-        if request is not None and response is not None and request.what != response.what:
-            whats.add(absorb(content_of(request), response).what)
-        if request is not None and response is not None and request.who != response.who and request.who != NOBODY:
-            whos.add(absorb(content_of(request), response).who)
+    accessors.discard("")
     intern.whats(whats)
     intern.whos(whos)
     intern.texts(texts)
@@ -174,9 +171,16 @@ def intern_changed(plan: Plan) -> None:
     intern.texts(texts | {content.address for content in contents} | rollups.targets(whats))
 
 
-def _days(batch: Batch) -> set[datetime]:
-    found = {hour(half.at).replace(hour=0) for row in batch.rows.values() for half in row if half is not None}
-    return found | {block.until.replace(hour=0, minute=0, second=0, microsecond=0) for block in batch.blocks}
+def _days(batch: Batch) -> set[date]:
+    """Days whose partitions this batch needs. A chunk is nearly always of one day or two."""
+    if batch.oldest is None or batch.newest is None:
+        return {block.until.date() for block in batch.blocks if block.until != OLDEST}
+    if batch.newest - batch.oldest < timedelta(days=3):
+        return {
+            batch.oldest.date() + timedelta(days=n) for n in range((batch.newest.date() - batch.oldest.date()).days + 1)
+        }
+    found = {half.at.date() for row in batch.rows.values() for half in row if half is not None}
+    return found | {block.until.date() for block in batch.blocks if block.until != OLDEST}
 
 
 def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Counts:
@@ -186,8 +190,7 @@ def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Coun
     sequences = blocks.append(stream, [(number, batch.blocks[number]) for number in sorted(used)], now=now)
     tables.add_rejects(stream, plan.rejects, sequences, now=now)
     tables.add_clashes(stream, plan.clashes, sequences, now=now)
-    tables.add_sightings(stream, plan, sequences)
-    tables.add_events(stream, plan)
+    tables.add_events(stream, plan, sequences)
     rollups.count(stream.device.vault_id, tables.deltas(plan))
     coverage.count(stream, batch, plan, now=now)
     ledger.apply(stream, plan, now=now)
@@ -203,7 +206,7 @@ def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Coun
     stream.file_inode, stream.file_start = chunk.position.inode, chunk.position.start
     stream.offset, stream.unread_bytes, stream.read_at = chunk.position.offset, chunk.unread, now
     if plan.fresh:
-        newest = max(half.at for half in plan.fresh)
+        newest = batch.newest or now
         stream.last_line_at = max(stream.last_line_at or newest, newest)
     for name in COUNTED:
         setattr(stream, name, getattr(stream, name) + getattr(counts, name))

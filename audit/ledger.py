@@ -135,12 +135,11 @@ def mark_own(vault: int, tokens: list[int], *, since: datetime) -> None:
         cursor.execute(
             """
             UPDATE audit_event e SET own = true
-            FROM audit_sighting s, audit_what w
-            WHERE s.token_id = ANY(%s) AND s.at >= %s AND e.vault_id = %s AND e.request = s.request AND e.at >= %s
-              AND NOT e.own AND w.id = e.what_id
-            RETURNING e.at, e.kind, w.path, w.mount_point, e.who_id
+            FROM (SELECT DISTINCT request FROM audit_sighting WHERE token_id = ANY(%s) AND at >= %s) s, audit_what w
+            WHERE e.vault_id = %s AND e.request = s.request AND e.at >= %s AND NOT e.own AND w.id = e.what_id
+            RETURNING date_trunc('hour', e.at), e.kind, w.path, w.mount_point, e.who_id
             """,
-            [tokens, since, vault, since],
+            [tokens, since, vault, since - timedelta(days=1)],
         )
         marked = cursor.fetchall()
     if not marked:
@@ -150,8 +149,8 @@ def mark_own(vault: int, tokens: list[int], *, since: datetime) -> None:
     rollups.count(
         vault,
         (
-            rollups.Delta(at, kind, ids[name], who, 0, 0, 1)
-            for (at, kind, _, _, who), name in zip(marked, names, strict=True)
+            rollups.Delta(hour, kind, ids[name], who, 0, 0, 1)
+            for (hour, kind, _, _, who), name in zip(marked, names, strict=True)
         ),
     )
 
@@ -267,7 +266,7 @@ def take_renewals(stream: Stream, plan: Plan, read: Iterable[str], *, now: datet
     """
     texts = intern.memory().texts
     counts: dict[int, list[Any]] = {}
-    became = [content for _, content in plan.new.values() if content.kind == Kind.RENEW]
+    became = [event.content for event in plan.new.values() if event.content.kind == Kind.RENEW]
     became += [
         after for before, after in plan.changed.values() if after.kind == Kind.RENEW and before.kind != Kind.RENEW
     ]

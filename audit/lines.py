@@ -97,6 +97,8 @@ class Half(msgspec.Struct, gc=False):
     request_id: str
     is_response: bool
     at: datetime
+    # `at` as PostgreSQL reads it
+    time: str
     what: What
     who: Who
     address: str
@@ -186,18 +188,33 @@ def half(entry: Entry, line: bytes, block: int, number: int) -> Half:
     elif len(request_id) != 36 or len(lease_id) > 200 or len(accessor) > 200:
         refuse_endless(request_id, lease_id, accessor)
     time = entry.time
+    if time[-1:] == "Z" and len(time) > 27:
+        # nanoseconds, cut
+        time = time[:26] + "+00:00"
+        at = datetime.fromisoformat(time)
+    else:
+        at = moment(time)
+        time = at.isoformat()
+    what = (
+        other_type,
+        request.operation or "",
+        path,
+        mount_point or "",
+        mount_type or "",
+        (request.namespace.path if request.namespace is not None else None) or "",
+    )
+    known = _whats.get(what)
+    if known is None:
+        if len(_whats) > _MOST:
+            _whats.clear()
+        _whats[what] = known = what
     return Half(
         request_id,
         is_response,
-        datetime.fromisoformat(time[:26] + "+00:00") if time[-1:] == "Z" and len(time) > 27 else moment(time),
-        (
-            other_type,
-            request.operation or "",
-            path,
-            mount_point or "",
-            mount_type or "",
-            (request.namespace.path if request.namespace is not None else None) or "",
-        ),
+        at,
+        time,
+        # one object for all halves that say the same: its hash is then quick
+        known,
         who,
         request.remote_address or "",
         lease_id,
@@ -212,32 +229,31 @@ def half(entry: Entry, line: bytes, block: int, number: int) -> Half:
 
 def identity(auth: Auth) -> Who:
     """Policies and metadata stay JSON, as the device wrote it: it sorts its maps by key. Raises what msgspec raises."""
-    who = (
-        auth.display_name or "",
-        auth.entity_id or "",
-        auth.token_type or "",
-        bytes(auth.policies).decode(),
-        bytes(auth.metadata).decode(),
-    )
-    known = _canonical.get(who)
+    said = (auth.display_name, auth.entity_id, auth.token_type, bytes(auth.policies), bytes(auth.metadata))
+    known = _whos.get(said)
     if known is None:
-        policies = _decode_policies(auth.policies) if who[3] else None
-        metadata = _decode_metadata(auth.metadata) if who[4] else None
+        policies = _decode_policies(auth.policies) if said[3] else None
+        metadata = _decode_metadata(auth.metadata) if said[4] else None
         known = (
-            *who[:3],
+            said[0] or "",
+            said[1] or "",
+            said[2] or "",
             _sorted.encode(policies).decode() if policies else "",
             _sorted.encode(metadata).decode() if metadata else "",
         )
         if not (known[0] or known[1] or known[3] or known[4]):
             # a request without a token still names a token type: that is nobody
             known = NOBODY
-        if len(_canonical) > 50_000:
-            _canonical.clear()
-        _canonical[who] = known
+        if len(_whos) > _MOST:
+            _whos.clear()
+        _whos[said] = known
     return known
 
 
-_canonical: dict[Who, Who] = {}
+# what was read before, so that it is made once
+_MOST = 50_000
+_whats: dict[What, What] = {}
+_whos: dict[tuple[str | None, str | None, str | None, bytes, bytes], Who] = {}
 
 
 def outcome(path: str, request: Request, response: Response | None, lease_id: str) -> tuple[int, Answer | None]:

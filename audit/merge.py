@@ -113,10 +113,12 @@ def _fill(first: _Texts, second: _Texts) -> _Texts:
 
 
 class Known(msgspec.Struct, gc=False):
-    """An event as it is stored, and this stream's sighting of it (None where it has none)."""
+    """An event as it is stored, and one stream's sighting of it."""
 
     content: Content
+    # the stream told of it before: in the event itself (`at_home`) or in a row of its own, which is of `sighted_at`
+    sighted: bool = False
+    at_home: bool = False
+    sighted_at: datetime | None = None
     request_block: int | None = None
     response_block: int | None = None
-    sighted: bool = False
-    sighted_at: datetime | None = None

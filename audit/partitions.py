@@ -1,18 +1,16 @@
 """Daily partitions. The application's role owns no table: two functions of the owner's make days and drop old ones (migrations/0003)."""
 
 from collections.abc import Collection
-from datetime import date, datetime
+from datetime import date
 
 from django.db import connection
 
 
-def make_for(days: Collection[datetime]) -> None:
+def make_for(days: Collection[date]) -> None:
     """The days' partitions of events, sightings and raw lines, where they are not there yet."""
     if days:
         with connection.cursor() as cursor:
-            cursor.execute(
-                "SELECT leasehold_make_day(d) FROM unnest(%s::date[]) AS d", [sorted({d.date() for d in days})]
-            )
+            cursor.execute("SELECT leasehold_make_day(d) FROM unnest(%s::date[]) AS d", [sorted(days)])
 
 
 def drop_day(day: date, *, raw: bool) -> bool:

@@ -1,4 +1,4 @@
-"""What a batch changes, before the database is asked to change it."""
+"""What a batch changes, before the database is asked to change it. Pure."""
 
 import re
 from collections import Counter
@@ -9,31 +9,38 @@ import msgspec
 
 from audit import intern
 from audit.batch import Clash, Reject, hour
-from audit.lines import Half
-from audit.merge import Content, Known, absorb, content_of, differing
+from audit.lines import NOBODY, Half
+from audit.merge import Content, Known, absorb, agree, content_of, differing
 
 _IS_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}").fullmatch
 
 
-@dataclass(frozen=True, slots=True)
-class Sighted:
-    """What this stream adds to its sighting of one event."""
+class New(msgspec.Struct, gc=False):
+    """An event that was not known, and the halves that this stream has of it."""
 
-    at: datetime
+    request_id: str
+    content: Content
     request: Half | None
     response: Half | None
-    known: Known | None
+
+
+class Seen(msgspec.Struct, gc=False):
+    """Halves that this stream adds to its sighting of an event that was known."""
+
+    known: Known
+    content: Content
+    request: Half | None
+    response: Half | None
 
 
 @dataclass(slots=True)
 class Plan:
     """Keys are UUIDs as text (key_of)."""
 
-    # key -> (request id, content)
-    new: dict[str, tuple[str, Content]] = field(default_factory=dict)
-    # key -> (as it was, as it is now)
+    new: dict[str, New] = field(default_factory=dict)
+    seen: dict[str, Seen] = field(default_factory=dict)
+    # key -> (as it was, as it is now): events that were known and gain something
     changed: dict[str, tuple[Content, Content]] = field(default_factory=dict)
-    sighted: dict[str, Sighted] = field(default_factory=dict)
     # halves that are new to this stream
     fresh: list[Half] = field(default_factory=list)
     clashes: list[Clash] = field(default_factory=list)
@@ -52,18 +59,11 @@ def plan_row(plan: Plan, key: str, request_id: str, row: list[Half | None], know
     """One request's halves, against what is known of it."""
     request, response = row
     if known is None:
+        plan.new[key] = New(request_id, first_content(request, response), request, response)
         if request is not None:
-            content = content_of(request)
-            if response is not None:
-                content = absorb(content, response)
-                plan.fresh.append(response)
             plan.fresh.append(request)
-        else:
-            assert response is not None  # noqa: S101 (a row has a half)
-            content = content_of(response)
+        if response is not None:
             plan.fresh.append(response)
-        plan.new[key] = (request_id, content)
-        plan.sighted[key] = Sighted(content.at, request, response, None)
         return
     content = known.content
     added: list[Half | None] = [None, None]
@@ -78,17 +78,36 @@ def plan_row(plan: Plan, key: str, request_id: str, row: list[Half | None], know
             added[half.is_response] = half
             content = absorb(content, half)
             plan.fresh.append(half)
-    if added[0] or added[1]:
-        plan.sighted[key] = Sighted(known.sighted_at or content.at, added[0], added[1], known)
+    if added[0] is not None or added[1] is not None:
+        plan.seen[key] = Seen(known, content, added[0], added[1])
         if content != known.content:
             plan.changed[key] = (known.content, content)
+
+
+def first_content(request: Half | None, response: Half | None) -> Content:
+    if request is None or response is None:
+        return content_of(request or response)  # type: ignore[arg-type]
+    if not agree(request, response):
+        return absorb(content_of(request), response)
+    # nearly every request: what absorb() would make of the two, at once
+    return Content(
+        request.at,
+        True,
+        response.at,
+        request.what,
+        response.who if request.who == NOBODY else request.who,
+        request.address,
+        response.lease_id or request.lease_id,
+        response.error or request.error,
+        response.kind,
+    )
 
 
 def mark_own(plan: Plan, key: str) -> None:
     """The event was made with a token of this product's own."""
     if key in plan.new:
-        plan.new[key][1].own = True
+        plan.new[key].content.own = True
     elif key in plan.changed:
         plan.changed[key][1].own = True
-    elif (known := plan.sighted[key].known) and not known.content.own:
-        plan.changed[key] = (known.content, msgspec.structs.replace(known.content, own=True))
+    elif not (content := plan.seen[key].known.content).own:
+        plan.changed[key] = (content, msgspec.structs.replace(content, own=True))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
+from django.db import connection
 from django.db.models import Count, OuterRef, Q, Subquery, Sum
 
 from audit import glue, intern, polls
@@ -26,7 +27,7 @@ from audit.models import (
 )
 from audit.tables import line_digest
 from leases import health
-from leases.models import Lease
+from leases.models import Lease, Vault
 from leases.models.sources import SourceKind
 from leases.queries import Source, source, source_states
 from leases.queries import sources as other_sources
@@ -248,3 +249,34 @@ def lease_events(lease: Lease, *, now: datetime) -> list[LeaseEvent]:
     ):
         sightings[sighting.request].append(sighting)
     return [LeaseEvent(event, sightings[event.request]) for event in reversed(found)]
+
+
+def accesses_by_service_account(*, vault: str, from_at: datetime, to_at: datetime) -> list[tuple[str, str, int]]:
+    """(namespace/service account, path, reads of dynamic credentials in [from, to)), sorted. Whole hours come from the hourly
+    counts; the parts of an hour at both ends are counted from the events themselves."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            WITH bounds AS (
+              SELECT %(from)s::timestamptz AS from_at, %(to)s::timestamptz AS to_at,
+                     date_trunc('hour', %(from)s::timestamptz + interval '1 hour' - interval '1 microsecond') AS first_hour,
+                     date_trunc('hour', %(to)s::timestamptz) AS last_hour
+            ), counted AS (
+              SELECT h.who_id, t.text AS path, h.events AS times
+              FROM bounds, audit_hourly h JOIN audit_text t ON t.id = h.target_id
+              WHERE h.vault_id = %(vault)s AND h.kind = 2 AND h.hour >= first_hour AND h.hour < last_hour
+              UNION ALL
+              SELECT e.who_id, w.path, 1
+              FROM bounds, audit_event e JOIN audit_what w ON w.id = e.what_id
+              WHERE e.vault_id = %(vault)s AND e.kind = 2 AND (
+                e.at >= %(from)s AND e.at < LEAST(first_hour, to_at) OR e.at >= GREATEST(last_hour, first_hour) AND e.at < %(to)s)
+            )
+            SELECT (p.metadata->>'service_account_namespace') || '/' || (p.metadata->>'service_account_name') AS account,
+                   path, sum(times)::bigint
+            FROM counted JOIN audit_who p ON p.id = counted.who_id
+            WHERE p.metadata ? 'service_account_name'
+            GROUP BY account, path ORDER BY account, path
+            """,
+            {"vault": Vault.objects.get(name=vault).pk, "from": from_at, "to": to_at},
+        )
+        return list(cursor.fetchall())

@@ -11,9 +11,9 @@ from audit.models.events import Kind
 
 
 class Delta(NamedTuple):
-    """What one event adds to, or takes from, its hour's count."""
+    """What events add to, or take from, their hour's count."""
 
-    at: datetime
+    hour: datetime
     kind: int
     target: int
     who: int
@@ -41,8 +41,8 @@ def targets(whats: Iterable[What]) -> set[str]:
 
 def count(vault: int, deltas: Iterable[Delta]) -> None:
     sums: dict[tuple[datetime, int, int, int], list[int]] = {}
-    for at, kind, target_id, who, events, errors, own in deltas:
-        key = (at.replace(minute=0, second=0, microsecond=0), kind, target_id, who)
+    for hour, kind, target_id, who, events, errors, own in deltas:
+        key = (hour, kind, target_id, who)
         row = sums.get(key)
         if row is None:
             sums[key] = [events, errors, own]

@@ -1,40 +1,44 @@
 """The SQL of ingestion: what of a batch is known, and the rows that it adds, each kind in one statement."""
 
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 from django.db import connection
 
 from audit import intern
-from audit.batch import Batch, Clash, Reject
+from audit.batch import Batch, Clash, Reject, hour
+from audit.intern import What, Who
 from audit.merge import Content, Known
 from audit.models import Conflict, RejectedLine, Stream
-from audit.plan import Plan, key_of
+from audit.plan import New, Plan, Seen, key_of
 from audit.rollups import Delta, target
 
 _DAY = timedelta(days=1)
 _json = msgspec.json.Encoder(order="deterministic").encode
 
 EVENT_COLUMNS = (
-    "at, request, response_at, vault_id, what_id, who_id, address_id, lease_name_id, error_text_id, kind, has_request, own,"
-    " request_text"
+    "at, request, response_at, vault_id, what_id, who_id, address_id, lease_name_id, error_text_id, stream_id,"
+    " request_block, response_block, token_id, kind, has_request, own, request_text"
 )
 SIGHTING_COLUMNS = "at, request, stream_id, request_block, response_block, token_id"
 
 
 def known(stream: Stream, keys: Collection[str], batch: Batch) -> dict[str, Known]:
     """Which of these events are stored, and how. A half also looks for its twin in the days beside its own."""
-    if not keys:
+    if batch.oldest is None or batch.newest is None:
         return {}
     vault = stream.device.vault_id
-    times = [half.at for row in batch.rows.values() for half in row if half is not None]
-    bounds = [min(times) - _DAY, max(times) + _DAY]
+    bounds = [batch.oldest - _DAY, batch.newest + _DAY]
     with connection.cursor() as cursor:
+        # one text is much quicker to hand over than an array of thousands
         cursor.execute(
-            "SELECT request FROM audit_event WHERE vault_id = %s AND at BETWEEN %s AND %s AND request = ANY(%s::uuid[])",
-            [vault, *bounds, list(keys)],
+            "SELECT request FROM audit_event WHERE vault_id = %s AND at BETWEEN %s AND %s"
+            " AND request = ANY(string_to_array(%s, ' ')::uuid[])",
+            [vault, *bounds, " ".join(keys)],
         )
         found = [row[0] for row in cursor.fetchall()]
         if not found:
@@ -44,50 +48,56 @@ def known(stream: Stream, keys: Collection[str], batch: Batch) -> dict[str, Know
             SELECT e.request, e.at, e.has_request, e.response_at, e.kind, e.own,
                    w.entry_type, w.operation, w.path, w.mount_point, w.mount_type, w.namespace_path,
                    p.display_name, p.entity_id, p.token_type, p.policies, p.metadata,
-                   a.text, l.text, x.text, s.at, s.request_block, s.response_block, s.stream_id IS NOT NULL
+                   a.text, l.text, x.text,
+                   e.stream_id = %s, e.request_block, e.response_block, s.at, s.request_block, s.response_block
             FROM audit_event e
             JOIN audit_what w ON w.id = e.what_id
             JOIN audit_who p ON p.id = e.who_id
             JOIN audit_text a ON a.id = e.address_id
             LEFT JOIN audit_text l ON l.id = e.lease_name_id
             LEFT JOIN audit_text x ON x.id = e.error_text_id
-            LEFT JOIN audit_sighting s ON s.request = e.request AND s.stream_id = %s AND s.at BETWEEN %s AND %s
+            LEFT JOIN audit_furthersighting s ON s.request = e.request AND s.stream_id = %s AND s.at BETWEEN %s AND %s
             WHERE e.vault_id = %s AND e.at BETWEEN %s AND %s AND e.request = ANY(%s)
             """,
-            [stream.pk, *bounds, vault, *bounds, found],
+            [stream.pk, stream.pk, *bounds, vault, *bounds, found],
         )
         return {str(row[0]): _known(row) for row in cursor.fetchall()}
 
 
 def _known(row: tuple[Any, ...]) -> Known:
     (_, at, has_request, response_at, kind, own, *rest) = row
-    what, who = rest[:6], rest[6:11]
-    address, lease_id, error, sighted_at, request_block, response_block, sighted = rest[11:]
-    policies, metadata = msgspec.json.decode(who[3]), msgspec.json.decode(who[4])
+    what, (display_name, entity_id, token_type, policies, metadata) = rest[:6], rest[6:11]
+    address, lease_id, error, at_home, home_request, home_response, sighted_at, request_block, response_block = rest[
+        11:
+    ]
+    if at_home:
+        request_block, response_block = home_request, home_response
     return Known(
         Content(
             at,
             has_request,
             response_at,
             (what[0], what[1], what[2], what[3], what[4], what[5]),
-            (
-                who[0],
-                who[1],
-                who[2],
-                _json(policies).decode() if policies else "",
-                _json(metadata).decode() if metadata else "",
-            ),
+            (display_name, entity_id, token_type, _as_read(policies), _as_read(metadata)),
             address,
             lease_id or "",
             error or "",
             kind,
             own,
         ),
+        at_home or sighted_at is not None,
+        at_home,
+        sighted_at,
         request_block,
         response_block,
-        sighted,
-        sighted_at,
     )
+
+
+@lru_cache(maxsize=10_000)
+def _as_read(stored: str) -> str:
+    """JSON as PostgreSQL gives it -> as lines.identity() makes it."""
+    value = msgspec.json.decode(stored)
+    return _json(value).decode() if value else ""
 
 
 def line_digest(line: bytes) -> Any:
@@ -174,28 +184,46 @@ def own_keys(stream: Stream, plan: Plan) -> set[str]:
     return {key_of(half.request_id)[0] for half in plan.fresh if half.accessor in own}
 
 
-def add_events(stream: Stream, plan: Plan) -> None:
+def add_events(stream: Stream, plan: Plan, sequences: Mapping[int, int]) -> None:
+    """New events with this stream's sighting of them, and what known events gain."""
     with connection.cursor() as cursor:
         if plan.new:
             with cursor.copy(f"COPY audit_event ({EVENT_COLUMNS}) FROM STDIN") as copy:
-                copy.write("".join(_event_rows(stream.device.vault_id, plan.new)))
+                copy.write("".join(_event_rows(stream, plan.new, sequences)))
         if plan.changed:
             _change_events(stream.device.vault_id, plan.changed, cursor)
-
-
-def _event_rows(vault: int, new: Mapping[str, tuple[str, Content]]) -> Iterator[str]:
-    memory = intern.memory()
-    whats, whos, texts = memory.whats, memory.whos, memory.texts
-    for key, (request_id, content) in new.items():
-        yield (
-            f"{content.at}\t{key}\t{content.response_at or _NULL}\t{vault}\t{whats[content.what]}\t{whos[content.who]}"
-            f"\t{texts[content.address]}\t{texts[content.lease_id] if content.lease_id else _NULL}"
-            f"\t{texts[content.error] if content.error else _NULL}\t{content.kind:d}\t{content.has_request:d}"
-            f"\t{content.own:d}\t{_NULL if request_id == key else escaped(request_id)}\n"
-        )
+        if plan.seen:
+            _add_sightings(stream, plan.seen, sequences, cursor)
 
 
 _NULL = r"\N"
+
+
+def _event_rows(stream: Stream, new: Mapping[str, New], sequences: Mapping[int, int]) -> Iterator[str]:
+    memory = intern.memory()
+    whats, whos, texts, tokens = memory.whats, memory.whos, memory.texts, memory.tokens
+    vault, stream_id, device, epoch = stream.device.vault_id, stream.pk, stream.device_id, stream.device.salt_epoch
+    for key, event in new.items():
+        content, request, response = event.content, event.request, event.response
+        request_block: int | str
+        response_block: int | str
+        if request is not None:
+            at, request_block, accessor = request.time, sequences[request.block], request.accessor
+        else:
+            at, request_block, accessor = _NULL, _NULL, ""
+        if response is not None:
+            response_at, response_block = response.time, sequences[response.block]
+            accessor = accessor or response.accessor
+        else:
+            response_at, response_block = _NULL, _NULL
+        yield (
+            f"{at if request is not None else response_at}\t{key}\t{response_at}\t{vault}\t{whats[content.what]}"
+            f"\t{whos[content.who]}\t{texts[content.address]}\t{texts[content.lease_id] if content.lease_id else _NULL}"
+            f"\t{texts[content.error] if content.error else _NULL}\t{stream_id}\t{request_block}\t{response_block}"
+            f"\t{tokens[device, epoch, accessor] if accessor else _NULL}\t{content.kind:d}"
+            f"\t{'t' if request is not None else 'f'}\t{'t' if content.own else 'f'}"
+            f"\t{_NULL if event.request_id == key else escaped(event.request_id)}\n"
+        )
 
 
 def escaped(text: str) -> str:
@@ -244,54 +272,67 @@ def _change_events(vault: int, changed: Mapping[str, tuple[Content, Content]], c
         raise RuntimeError(f"{len(rows)} events were to change, {cursor.rowcount} did")
 
 
-def add_sightings(stream: Stream, plan: Plan, sequences: Mapping[int, int]) -> None:
+def _add_sightings(stream: Stream, seen: Mapping[str, Seen], sequences: Mapping[int, int], cursor: Any) -> None:
+    """Of events that were known before: a row of its own for a further stream, or the half that was missing."""
     device, epoch, tokens = stream.device_id, stream.device.salt_epoch, intern.memory().tokens
-    new, more = [], []
-    for key, seen in plan.sighted.items():
-        request, response = seen.request, seen.response
+    further, missing, missing_at_home = [], [], []
+    for key, item in sorted(seen.items()):
+        request, response, before = item.request, item.response, item.known
         accessor = (request.accessor if request else "") or (response.accessor if response else "")
         token = tokens[device, epoch, accessor] if accessor else None
         request_block = sequences[request.block] if request else None
         response_block = sequences[response.block] if response else None
-        if seen.known is not None and seen.known.sighted:
-            more.append((key, seen.at, request_block, response_block, token))
+        if before.at_home:
+            missing_at_home.append((key, item.content.at, request_block, response_block, token))
+        elif before.sighted_at is not None:
+            missing.append((key, before.sighted_at, request_block, response_block, token))
         else:
-            new.append(
-                f"{seen.at}\t{key}\t{stream.pk}\t{_or_null(request_block)}\t{_or_null(response_block)}\t{_or_null(token)}\n"
-            )
-    with connection.cursor() as cursor:
-        if new:
-            with cursor.copy(f"COPY audit_sighting ({SIGHTING_COLUMNS}) FROM STDIN") as copy:
-                copy.write("".join(new))
-        if more:
+            blocks = (request_block, response_block, token)
+            ends = "\t".join(_NULL if value is None else str(value) for value in blocks)
+            further.append(f"{item.content.at}\t{key}\t{stream.pk}\t{ends}\n")
+    if further:
+        with cursor.copy(f"COPY audit_furthersighting ({SIGHTING_COLUMNS}) FROM STDIN") as copy:
+            copy.write("".join(further))
+    for table, rows in (("audit_furthersighting", missing), ("audit_event", missing_at_home)):
+        if rows:
             cursor.execute(
-                """
-                UPDATE audit_sighting s SET
+                f"""
+                UPDATE {table} s SET
                   request_block = COALESCE(s.request_block, u.request_block),
                   response_block = COALESCE(s.response_block, u.response_block),
                   token_id = COALESCE(s.token_id, u.token)
                 FROM unnest(%s::uuid[], %s::timestamptz[], %s::int[], %s::int[], %s::int[])
                   AS u (request, at, request_block, response_block, token)
                 WHERE s.stream_id = %s AND s.request = u.request AND s.at = u.at AND s.at BETWEEN %s AND %s
-                """,
+                """,  # noqa: S608 (the two names above)
                 [
-                    *[list(column) for column in zip(*more, strict=True)],
+                    *[list(column) for column in zip(*rows, strict=True)],
                     stream.pk,
-                    min(row[1] for row in more),
-                    max(row[1] for row in more),
+                    min(row[1] for row in rows),
+                    max(row[1] for row in rows),
                 ],
             )
 
 
-def _or_null(value: int | None) -> int | str:
-    return _NULL if value is None else value
-
-
-def deltas(plan: Plan) -> Iterable[Delta]:
+def deltas(plan: Plan) -> Iterator[Delta]:
     """What the hourly counts gain and lose."""
     memory = intern.memory()
-    for _, content in plan.new.values():
-        yield _delta(memory, content, 1)
+    # most events of a batch are alike: they are counted first and spelled out then
+    alike: Counter[tuple[str, int, What, Who, bool, bool]] = Counter()
+    for event in plan.new.values():
+        c = event.content
+        time = event.request.time if event.request is not None else event.response.time  # type: ignore[union-attr]
+        alike[time[:13], c.kind, c.what, c.who, bool(c.error), c.own] += 1
+    for (hour_text, kind, what, who, failed, own), number in alike.items():
+        yield Delta(
+            datetime.fromisoformat(hour_text + ":00:00+00:00"),
+            kind,
+            memory.texts[target(what, kind)],
+            memory.whos[who],
+            number,
+            number if failed else 0,
+            number if own else 0,
+        )
     for before, after in plan.changed.values():
         yield _delta(memory, before, -1)
         yield _delta(memory, after, 1)
@@ -299,7 +340,7 @@ def deltas(plan: Plan) -> Iterable[Delta]:
 
 def _delta(memory: intern.Memory, content: Content, sign: int) -> Delta:
     return Delta(
-        content.at,
+        hour(content.at),
         content.kind,
         memory.texts[target(content.what, content.kind)],
         memory.whos[content.who],

@@ -6,10 +6,11 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib.auth.models import Group, User
+from django.db import connection
 from django.utils import timezone
 
 from audit import intern, partitions
-from audit.models import AttributionChange, Device, Event, Sighting, Stream
+from audit.models import AttributionChange, Device, Event, Stream
 from leases.models import (
     Action,
     ActionStep,
@@ -175,7 +176,7 @@ def login(lease: Lease) -> Login:
 def event(lease: Lease, *, operation: str = "read", path: str = "", seconds: float = 0, **fields: Any) -> Event:
     """A request that names the lease, logged by two devices."""
     at = (lease.accessed_at or lease.first_seen_at) + timedelta(seconds=seconds)
-    partitions.make_for([at])
+    partitions.make_for([at.date()])
     what = ("", operation, path or f"{lease.mount}/creds/{lease.role}", f"{lease.mount}/", "database", "")
     who = (f"kubernetes-{lease.service_account_namespace}-{lease.service_account}", "", "service", "", "")
     texts = intern.texts([lease.source_ip, lease.lease_id])
@@ -190,10 +191,16 @@ def event(lease: Lease, *, operation: str = "read", path: str = "", seconds: flo
         who_id=intern.whos([who])[who],
         address_id=texts[lease.source_ip],
         lease_name_id=texts[lease.lease_id],
+        stream=stream("file-a"),
+        request_block=1,
+        response_block=1,
         **fields,
     )
-    for device in ("file-a", "file-b"):
-        Sighting.objects.create(request=request, at=at, stream=stream(device), request_block=1, response_block=1)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "INSERT INTO audit_furthersighting (at, request, stream_id, request_block, response_block) VALUES (%s, %s, %s, 1, 1)",
+            [at, request, stream("file-b").pk],
+        )
     return made
 
 

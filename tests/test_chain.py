@@ -177,7 +177,7 @@ def test_reading_the_same_lines_again_changes_nothing(configured: World) -> None
     Stream.objects.update(offset=0, file_inode="", file_start="")
     stream = Stream.objects.select_related("device__vault").order_by("id").first()
     assert stream is not None
-    stored = {str(sighting.request) for sighting in stream.sighting_set.all()}
+    stored = {str(sighting.request) for sighting in Sighting.objects.filter(stream=stream)}
     lines = b"".join(
         line + b"\n"
         for line in Path(stream.path).read_bytes().splitlines()

@@ -336,6 +336,8 @@ class Migration(migrations.Migration):
                 ('kind', models.SmallIntegerField(choices=[(0, 'Other'), (1, 'Login'), (2, 'Read'), (3, 'Static Read'), (4, 'Renew'), (5, 'End')], default=0)),
                 ('has_request', models.BooleanField()),
                 ('own', models.BooleanField(default=False)),
+                ('request_block', models.IntegerField(null=True)),
+                ('response_block', models.IntegerField(null=True)),
                 ('request_text', models.TextField(null=True)),
                 ('vault', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.DO_NOTHING, to='leases.vault')),
                 ('address', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='audit.text')),
@@ -343,6 +345,8 @@ class Migration(migrations.Migration):
                 ('lease_name', models.ForeignKey(db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='audit.text')),
                 ('what', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='audit.what')),
                 ('who', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='audit.who')),
+                ('stream', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='audit.stream')),
+                ('token', models.ForeignKey(db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='audit.token')),
             ],
             options={
                 'db_table': 'audit_event',
@@ -361,6 +365,7 @@ class Migration(migrations.Migration):
             ],
             options={
                 'db_table': 'audit_sighting',
+                'managed': False,
             },
         ),
         migrations.CreateModel(

@@ -23,6 +23,10 @@ CREATE TABLE audit_event (
   address_id integer NOT NULL,
   lease_name_id integer,
   error_text_id integer,
+  stream_id integer NOT NULL,
+  request_block integer,
+  response_block integer,
+  token_id integer,
   kind smallint NOT NULL,
   has_request boolean NOT NULL,
   own boolean NOT NULL,
@@ -34,7 +38,10 @@ CREATE INDEX event_newest ON audit_event (at);
 -- queries.lease_events()
 CREATE INDEX event_by_lease ON audit_event (lease_name_id) WHERE lease_name_id IS NOT NULL;
 
-CREATE TABLE audit_sighting (
+-- ledger.mark_own()
+CREATE INDEX event_by_token ON audit_event (token_id) WHERE token_id IS NOT NULL;
+
+CREATE TABLE audit_furthersighting (
   at timestamptz NOT NULL,
   request uuid NOT NULL,
   stream_id integer NOT NULL,
@@ -44,7 +51,12 @@ CREATE TABLE audit_sighting (
   CONSTRAINT a_sighting_has_a_half CHECK (request_block IS NOT NULL OR response_block IS NOT NULL)
 ) PARTITION BY RANGE (at);
 -- ledger.mark_own()
-CREATE INDEX sighting_by_token ON audit_sighting (token_id) WHERE token_id IS NOT NULL;
+CREATE INDEX sighting_by_token ON audit_furthersighting (token_id) WHERE token_id IS NOT NULL;
+
+CREATE VIEW audit_sighting AS
+  SELECT at, request, stream_id, request_block, response_block, token_id FROM audit_event
+  UNION ALL
+  SELECT at, request, stream_id, request_block, response_block, token_id FROM audit_furthersighting;
 
 CREATE TABLE audit_blocklines (
   until timestamptz NOT NULL,
@@ -63,7 +75,7 @@ DECLARE
   made boolean := false;
 BEGIN
   IF to_regclass('public.audit_event' || suffix) IS NOT NULL
-     AND to_regclass('public.audit_sighting' || suffix) IS NOT NULL
+     AND to_regclass('public.audit_furthersighting' || suffix) IS NOT NULL
      AND to_regclass('public.audit_blocklines' || suffix) IS NOT NULL THEN
     RETURN false;
   END IF;
@@ -71,13 +83,13 @@ BEGIN
     RAISE EXCEPTION 'no events can be of %', day;
   END IF;
   PERFORM pg_advisory_xact_lock(hashtext('leasehold partitions'));
-  FOREACH parent IN ARRAY ARRAY['audit_event', 'audit_sighting', 'audit_blocklines'] LOOP
+  FOREACH parent IN ARRAY ARRAY['audit_event', 'audit_furthersighting', 'audit_blocklines'] LOOP
     IF to_regclass('public.' || parent || suffix) IS NULL THEN
       -- made apart and then attached: that waits for no reader and no writer of the other days
       EXECUTE format('CREATE TABLE public.%I (LIKE public.%I INCLUDING ALL)', parent || suffix, parent);
       IF parent = 'audit_event' THEN
         EXECUTE format('CREATE UNIQUE INDEX ON public.%I (request, vault_id)', parent || suffix);
-      ELSIF parent = 'audit_sighting' THEN
+      ELSIF parent = 'audit_furthersighting' THEN
         EXECUTE format('CREATE UNIQUE INDEX ON public.%I (request, stream_id)', parent || suffix);
       ELSE
         EXECUTE format('CREATE UNIQUE INDEX ON public.%I (stream_id, sequence)', parent || suffix);
@@ -105,7 +117,7 @@ BEGIN
   IF day > current_date - 30 THEN
     RAISE EXCEPTION 'nothing of % can be dropped: it is less than 30 days old', day;
   END IF;
-  FOREACH parent IN ARRAY CASE WHEN raw THEN ARRAY['audit_blocklines'] ELSE ARRAY['audit_event', 'audit_sighting'] END LOOP
+  FOREACH parent IN ARRAY CASE WHEN raw THEN ARRAY['audit_blocklines'] ELSE ARRAY['audit_event', 'audit_furthersighting'] END LOOP
     IF to_regclass('public.' || parent || suffix) IS NOT NULL THEN
       EXECUTE format('DROP TABLE public.%I', parent || suffix);
       dropped := true;
@@ -118,7 +130,7 @@ REVOKE EXECUTE ON FUNCTION leasehold_make_day(date), leasehold_drop_day(date, bo
 GRANT EXECUTE ON FUNCTION leasehold_make_day(date), leasehold_drop_day(date, boolean) TO {role};
 
 -- what `rebuild` makes again from the raw lines
-GRANT TRUNCATE ON audit_event, audit_sighting, audit_hourly, audit_renewals, audit_hash, audit_ending, audit_leasetoken TO {role};
+GRANT TRUNCATE ON audit_event, audit_furthersighting, audit_hourly, audit_renewals, audit_hash, audit_ending, audit_leasetoken TO {role};
 """
 
 

@@ -102,6 +102,11 @@ class Event(models.Model):
     has_request = models.BooleanField()
     # made by this product's own tokens: set aside from lists and counts
     own = models.BooleanField(default=False)
+    # the first stream that told of it (see Sighting)
+    stream = models.ForeignKey(Stream, models.DO_NOTHING, db_constraint=False, related_name="+")
+    request_block = models.IntegerField(null=True)
+    response_block = models.IntegerField(null=True)
+    token = models.ForeignKey(Token, models.DO_NOTHING, db_constraint=False, null=True, related_name="+")
     request_text = models.TextField(null=True)
 
     # what select_related() needs so that an event can be read out
@@ -139,7 +144,10 @@ class Event(models.Model):
 
 
 class Sighting(models.Model):
-    """One stream's record of one event: the blocks that hold its lines, and the token in that device's words."""
+    """One stream's record of one event: the blocks that hold its lines, and the token in that device's words.
+
+    A view: the first stream's record stands in the event itself, those of others in audit_furthersighting. Most events have one.
+    """
 
     pk = models.CompositePrimaryKey("stream", "request")
     at = models.DateTimeField()
@@ -150,6 +158,7 @@ class Sighting(models.Model):
     token = models.ForeignKey(Token, models.DO_NOTHING, db_constraint=False, null=True, related_name="+")
 
     class Meta:
+        managed = False
         db_table = "audit_sighting"
 
     def __str__(self) -> str:
