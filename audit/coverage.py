@@ -41,7 +41,8 @@ def count(stream: Stream, batch: Batch, plan: Plan, *, now: datetime) -> None:
             add(at, name, number)
             add(at, "lines", number)
     for reject in plan.rejects:
-        at = hour(reject.after or last)
+        # OLDEST: it stood before the first line with a time
+        at = hour(last if reject.after in (None, OLDEST) else reject.after)
         add(at, "rejected", 1)
         add(at, "lines", 1)
     for clash in plan.clashes:

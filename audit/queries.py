@@ -98,6 +98,13 @@ class Completeness:
 
     hours: list[Hour]
     gaps: list[Period]
+    # the first hour in which the stream had lines
+    first_at: datetime | None
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is known of any of the hours."""
+        return not any(hour.row or hour.gaps or hour.unread for hour in self.hours)
 
     @property
     def open_gaps(self) -> int:
@@ -147,7 +154,7 @@ def completeness(
             ),
             late_after=late.total_seconds(),
         )
-        found[stream.pk] = Completeness(within, of_stream)
+        found[stream.pk] = Completeness(within, of_stream, first.get(stream.pk))
     return found
 
 

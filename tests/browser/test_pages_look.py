@@ -52,6 +52,9 @@ def test_every_page_with_data(site: str, scene: dict[str, Any], page: Page) -> N
         "actions": "/actions",
         "databases": "/databases",
         "sources": "/sources",
+        "stream": f"/sources/streams/{scene['stream'].pk}/",
+        "stream-day-without-lines": f"/sources/streams/{scene['stream'].pk}/?day=2026-01-31",
+        "rejected-line": f"/sources/streams/{scene['stream'].pk}/rejected/{scene['rejected'].pk}/",
     }.items():
         factories.watched()  # every source has just answered
         page.goto(site + path)
@@ -68,6 +71,8 @@ def test_every_page_without_anything(site: str, page: Page) -> None:
     }.items():
         page.goto(site + path)
         shoot(page, name)
+    page.goto(f"{site}/sources/streams/{factories.stream('new', path='').pk}/")
+    shoot(page, "empty-stream")
 
 
 def test_failing_and_stale_sources(site: str, scene: dict[str, Any], page: Page) -> None:
@@ -85,6 +90,10 @@ def test_failing_and_stale_sources(site: str, scene: dict[str, Any], page: Page)
     shoot(page, "failing-overview")
     page.goto(site + "/sources")
     shoot(page, "failing-sources")
+    refused = "auth.client_token stands in plain text; the device runs with log_raw or the field is not HMAC'd"
+    page.goto(f"{site}/sources/streams/{factories.stream('raw', refused=refused).pk}/")
+    expect(page.get_by_text("without log_raw").first).to_be_visible()
+    shoot(page, "failing-stream")
 
 
 def test_pages_that_refuse(site: str, page: Page, watch: Watch) -> None:
