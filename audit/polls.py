@@ -173,22 +173,22 @@ def request_ids(gap: Gap) -> list[str]:
     return gap.what.rpartition(": ")[2].split(", ") if gap.kind == KIND else []
 
 
-def turned_up(gaps: Iterable[Gap]) -> set[int]:
-    """Which of these gaps are closed: every request that one names has been sighted on its device since."""
+def turned_up(gaps: Collection[Gap]) -> set[int]:
+    """Which of these gaps are closed: every request that one names has been sighted on its device since.
+
+    Gaps come with their streams (select_related), so that this is one query.
+    """
     named = {gap.pk: {key_of(request_id)[0] for request_id in request_ids(gap)} for gap in gaps}
     times = [gap.to_at for gap in gaps if named[gap.pk]]
     if not times:
         return set()
-    devices = dict(Stream.objects.filter(pk__in={gap.stream_id for gap in gaps}).values_list("pk", "device"))
     rows = Sighting.objects.filter(
-        stream__device__in=set(devices.values()),
+        stream__device__in={gap.stream.device_id for gap in gaps},
         request__in=set().union(*named.values()),
         at__gte=min(times) - _AROUND,
         at__lte=max(times) + _AROUND,
     )
     sighted = {(device, str(request)) for device, request in rows.values_list("stream__device", "request")}
     return {
-        gap.pk
-        for gap in gaps
-        if named[gap.pk] and all((devices[gap.stream_id], key) in sighted for key in named[gap.pk])
+        gap.pk for gap in gaps if named[gap.pk] and all((gap.stream.device_id, key) in sighted for key in named[gap.pk])
     }

@@ -125,7 +125,11 @@ def completeness(
         rows[row.stream_id][row.hour] = row
     gaps: dict[int, list[Gap]] = defaultdict(list)
     begun = Q(from_at__lt=to_at) | Q(from_at=None, to_at__lt=to_at)
-    known = list(Gap.objects.filter(begun, stream__in=streams, to_at__gte=hour(from_at)).order_by("to_at", "id"))
+    known = list(
+        Gap.objects.filter(begun, stream__in=streams, to_at__gte=hour(from_at))
+        .select_related("stream")
+        .order_by("to_at", "id")
+    )
     closed = polls.turned_up(known)
     for gap in known:
         gaps[gap.stream_id].append(gap)
@@ -182,7 +186,8 @@ def paired(stream: Stream) -> Paired:
 
 def newest_gaps(stream: Stream, *, limit: int = MOST_LINES) -> list[Period]:
     """Gaps of a stream, newest first, of all that are known."""
-    gaps = list(reversed(Gap.objects.filter(stream=stream).order_by("-to_at", "-id")[:MOST_GAPS]))
+    newest = Gap.objects.filter(stream=stream).select_related("stream").order_by("-to_at", "-id")[:MOST_GAPS]
+    gaps = list(reversed(newest))
     return periods(gaps, closed=polls.turned_up(gaps))[: -limit - 1 : -1]
 
 

@@ -12,9 +12,11 @@ from dashboard.version import VERSION
 from leases import queries
 
 STREAM_COUNTERS = {
-    "lines": "Audit lines read",
+    "lines": "Audit lines read: the sum of parts, duplicates, rejected, expired and conflicts",
+    "parts": "Lines that became a part of an event",
     "duplicates": "Audit lines that were there already",
     "rejected": "Lines that are no audit entry",
+    "expired": "Lines older than retention",
     "redacted": "Lines in which token-shaped text was redacted",
     "conflicts": "Lines whose key was known with other content",
 }
@@ -67,11 +69,33 @@ class LedgerCollector(Collector):
             ["vault", "device", "node"],
             [(labels, status.stream.unread_bytes) for labels, status in labelled],
         )
-        for name, text in STREAM_COUNTERS.items():
-            counter = CounterMetricFamily(f"leasehold_stream_{name}", text, labels=["vault", "device", "node"])
-            for labels, status in labelled:
-                counter.add_metric(labels, getattr(status.stream, name))
-            yield counter
+        yield _gauge(
+            "leasehold_stream_last_line_timestamp_seconds",
+            "The newest line's own time",
+            ["vault", "device", "node"],
+            [(labels, at.timestamp()) for labels, status in labelled if (at := status.stream.last_line_at)],
+        )
+        gaps = audit.queries.gaps_by_stream()
+        counters = [
+            (name, text, [(labels, getattr(status.stream, name)) for labels, status in labelled])
+            for name, text in STREAM_COUNTERS.items()
+        ]
+        counters.append(
+            (
+                "gaps",
+                "Records of lines that are known to be missing, closed ones too",
+                [(labels, gaps.get(status.stream.pk, 0)) for labels, status in labelled],
+            )
+        )
+        for name, text, values in counters:
+            yield _counter(f"leasehold_stream_{name}", text, ["vault", "device", "node"], values)
+
+
+def _counter(name: str, text: str, labels: list[str], values: list[tuple[list[str], float]]) -> Metric:
+    counter = CounterMetricFamily(name, text, labels=labels)
+    for label_values, value in values:
+        counter.add_metric(label_values, value)
+    return counter
 
 
 def _gauge(name: str, text: str, labels: list[str], values: list[tuple[list[str], float]]) -> Metric:

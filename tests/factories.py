@@ -1,5 +1,6 @@
 """Rows for tests of pages and probes: plain functions with sound defaults. `scene()` is a whole evening's worth."""
 
+import json
 import secrets
 import uuid
 from datetime import datetime, timedelta
@@ -7,6 +8,7 @@ from typing import Any
 
 from django.contrib.auth.models import Group, User
 from django.db import connection
+from django.db.models import F
 from django.utils import timezone
 
 from audit import follow, intern, partitions
@@ -103,6 +105,7 @@ def rejected(stream: Stream, line: bytes = b"not an audit entry") -> RejectedLin
 
 
 def conflict(stream: Stream, **fields: Any) -> Conflict:
+    Stream.objects.filter(pk=stream.pk).update(lines=F("lines") + 1, conflicts=F("conflicts") + 1)
     defaults = {
         "block_sequence": 1,
         "line_number": 3,
@@ -242,13 +245,28 @@ def login(lease: Lease) -> Login:
     return made
 
 
-def event(lease: Lease, *, operation: str = "read", path: str = "", seconds: float = 0, **fields: Any) -> Event:
+def event(
+    lease: Lease,
+    *,
+    operation: str = "read",
+    path: str = "",
+    seconds: float = 0,
+    error: str = "",
+    metadata: dict[str, str] | None = None,
+    **fields: Any,
+) -> Event:
     """A request that names the lease, logged by two devices."""
     at = (lease.accessed_at or lease.first_seen_at) + timedelta(seconds=seconds)
     partitions.make_for([at.date()])
     what = ("", operation, path or f"{lease.mount}/creds/{lease.role}", f"{lease.mount}/", "database", "")
-    who = (f"kubernetes-{lease.service_account_namespace}-{lease.service_account}", "", "service", "", "")
-    texts = intern.texts([lease.source_ip, lease.lease_id])
+    who = (
+        f"kubernetes-{lease.service_account_namespace}-{lease.service_account}",
+        "",
+        "service",
+        "",
+        json.dumps(metadata) if metadata else "",
+    )
+    texts = intern.texts([lease.source_ip, lease.lease_id, *([error] if error else [])])
     request = lease.request_id if not seconds else str(uuid.uuid4())
     made = Event.objects.create(
         vault=lease.vault,
@@ -260,6 +278,7 @@ def event(lease: Lease, *, operation: str = "read", path: str = "", seconds: flo
         who_id=intern.whos([who])[who],
         address_id=texts[lease.source_ip],
         lease_name_id=texts[lease.lease_id],
+        error_text_id=texts[error] if error else None,
         stream=stream("file-a"),
         request_block=1,
         response_block=1,
@@ -330,7 +349,12 @@ def watched() -> None:
         source(SourceKind.DATABASE, f"demo/database/{name}")
     for name in ("file-a", "file-b"):
         now = timezone.now()
-        parts = {"lines": 48_211, "parts": 47_890, "duplicates": 321, "redacted": 3 if name == "file-b" else 0}
+        parts: dict[str, Any] = {
+            "lines": 48_211,
+            "parts": 47_890,
+            "duplicates": 321,
+            "redacted": 3 if name == "file-b" else 0,
+        }
         stream(name, **parts, offset=81_337_904)
         Stream.objects.filter(device__name=name).update(last_line_at=now - timedelta(seconds=1), read_at=now)
         source(SourceKind.STREAM, f"demo/{name}/bao-0")

@@ -195,6 +195,23 @@ def test_a_session_that_ends_leads_to_the_log_in(site: str, page: Page) -> None:
     page.wait_for_url(f"{site}/login?next=/", timeout=5000)
 
 
+def test_a_streams_hours_and_a_rejected_line_are_reached_with_the_keyboard_alone(
+    site: str, scene: dict[str, Any], page: Page
+) -> None:
+    page.goto(site + "/sources")
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == f"day-{scene['stream'].pk}":
+            break
+    # the page looks again every second; the focus stays where it was
+    page.wait_for_timeout(1500)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Hours of")).to_be_in_viewport()
+    page.get_by_role("link", name="Show line 0 of block 2").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("<b>torn</b>")).to_be_visible()
+
+
 def test_pages_read_without_javascript(live_server: LiveServer, page: Page) -> None:
     factories.user("operator", "responder")
     scene = factories.scene()
@@ -210,4 +227,10 @@ def test_pages_read_without_javascript(live_server: LiveServer, page: Page) -> N
     plain.get_by_label("Reason").fill("without JavaScript")
     plain.get_by_role("button", name="Revoke this lease").click()
     expect(plain.get_by_role("heading", name="Revoking")).to_be_visible()
+    plain.goto(f"{live_server.url}/sources")
+    plain.get_by_role("link", name="demo/file-a/bao-0", exact=True).click()
+    plain.get_by_role("navigation", name="Days").get_by_role("link").first.click()
+    expect(plain.get_by_role("link", name="today")).to_be_visible()
+    plain.get_by_role("link", name="Show line 0 of block 2").click()
+    expect(plain.get_by_text("<b>torn</b>")).to_be_visible()
     context.close()
