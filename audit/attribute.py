@@ -4,49 +4,24 @@ Certainty is never guessed upwards: a pod is named only by claims of a registere
 account and time fit exactly one pod and the pod watch had no gap then.
 """
 
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from ipaddress import ip_address
 
-from django.db import connection, transaction
+import msgspec
+from django.db import connection
+from django.utils import timezone
 
-from audit.models import AttributionChange
-from leases.models import Certainty, Lease, Login, Pod, PodAddress, Policy
-from leases.watch import caught_up, gapless
+from audit.evidence import Candidate, Evidence, Held, gather
+from leases.models import Certainty, Lease, Policy
 
 # how long later pod data may still tell who holds a lease
 STAYS_OPEN = timedelta(minutes=10)
-# a pod's address can reach the API this long after the pod began to use it
-ADDRESS_LAG = timedelta(seconds=60)
-
-
-@dataclass(frozen=True, slots=True)
-class Candidate:
-    """A pod that had the address at that time, allowing for clock skew."""
-
-    uid: str
-    namespace: str
-    name: str
-    host_network: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Evidence:
-    """All that the rule looks at. `candidates` fit address, service account and time at the read and at the login."""
-
-    login: Login | None
-    cluster: str
-    address: str
-    candidates: tuple[Candidate, ...]
-    # the pod watch had no gap around the login and the read
-    gapless: bool
-    # the pod watch has come past the read
-    caught_up: bool
-    skew_seconds: float
-    # pods of the service account that had just started and whose address is not known (yet)
-    unplaced: tuple[str, ...] = ()
-    # the watch has come so far past the read that no address of then can still turn up
-    settled: bool = False
+# so many leases are judged at once: enough to make queries cheap, few enough to lock no row for long
+SLICE = 2_000
+# so often is a lease judged that others change meanwhile
+TRIES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,23 +95,71 @@ def from_address(evidence: Evidence) -> Decision:
     )
 
 
-def attribute(keys: list[int], *, now: datetime) -> int:
-    """Applies the rule to these leases; returns how many changed."""
+def attribute(keys: list[int], *, now: datetime, wait: bool = True) -> int:
+    """Applies the rule to these leases; returns how many changed. Without `wait`, what others are changing is left out."""
     if not keys:
         return 0
     skew = timedelta(seconds=Policy.current().clock_skew_seconds)
-    leases = Lease.objects.filter(pk__in=keys).select_related("vault", "login__auth_mount__cluster").order_by("id")
-    changes = [change for lease in leases if (change := settle(lease, decide(gather(lease, skew=skew)), now=now))]
-    with transaction.atomic():
-        save([lease for lease, _ in changes])
-        history = [row for _, row in changes if row is not None]
-        AttributionChange.objects.bulk_create(history)
-    return len(history)
+    ordered = sorted(keys)
+    slices = (ordered[begin : begin + SLICE] for begin in range(0, len(ordered), SLICE))
+    return sum(attribute_slice(some, skew=skew, now=now, wait=wait) for some in slices)
 
 
-def open_leases(limit: int = 500) -> list[int]:
+def attribute_slice(keys: list[int], *, skew: timedelta, now: datetime, wait: bool) -> int:
+    """Applies the rule to these leases at once; returns how many changed."""
+    changed = 0
+    for _ in range(TRIES if wait else 1):
+        found = gather(keys, skew=skew)
+        settled = (settle(lease, evidence, decide(evidence), now=now) for lease, evidence in found)
+        changes = [change for change in settled if change is not None]
+        saved = save(changes, now=now, wait=wait)
+        changed += sum(change.visible for change in changes if change.after.id in saved)
+        # what another worker has changed since it was read is judged again, by what is there now
+        keys = [change.after.id for change in changes if change.after.id not in saved]
+        if not keys:
+            break
+    return changed
+
+
+def open_leases(limit: int = SLICE, *, below: int | None = None) -> list[int]:
     """Leases whose holder later evidence can still tell, newest first."""
-    return list(Lease.objects.filter(attribution_open=True).order_by("-id").values_list("id", flat=True)[:limit])
+    leases = Lease.objects.filter(attribution_open=True)
+    if below is not None:
+        leases = leases.filter(pk__lt=below)
+    return list(leases.order_by("-id").values_list("id", flat=True)[:limit])
+
+
+def waiting(*, limit: int = SLICE) -> Iterator[list[int]]:
+    """Every open lease once, in slices, newest first; those that come in meanwhile go before the older ones."""
+    keys = open_leases(limit)
+    newest = keys[0] if keys else 0
+    while keys:
+        oldest = keys[-1]
+        yield keys
+        while fresh := list(
+            Lease.objects.filter(attribution_open=True, pk__gt=newest)
+            .order_by("id")
+            .values_list("id", flat=True)[:limit]
+        ):
+            newest = fresh[-1]
+            yield fresh
+        keys = open_leases(limit, below=oldest)
+
+
+def attribute_waiting(*, seconds: float, limit: int = SLICE) -> int:
+    """Applies the rule to open leases for about `seconds`, to each at most once; returns to how many.
+
+    What is too old to stay open is closed by it, so that a backlog of any size shrinks with each turn.
+    """
+    deadline = time.monotonic() + seconds
+    taken = 0
+    for keys in waiting(limit=limit):
+        # what ingest is changing now is attributed by ingest, and neither waits for the other
+        attribute(keys, now=timezone.now(), wait=False)
+        taken += len(keys)
+        if time.monotonic() >= deadline:
+            break
+    return taken
 
 
 def attribute_period(*, cluster: str, from_at: datetime, to_at: datetime, now: datetime) -> int:
@@ -147,127 +170,90 @@ def attribute_period(*, cluster: str, from_at: datetime, to_at: datetime, now: d
     return attribute(list(keys.values_list("id", flat=True)), now=now)
 
 
-def gather(lease: Lease, *, skew: timedelta) -> Evidence:
-    login = lease.login
-    mount = login.auth_mount if login else None
-    if login is None or mount is None or lease.accessed_at is None:
-        return Evidence(login, "", lease.source_ip, (), False, False, skew.total_seconds())
-    at_read = candidates(mount.cluster_id, login, lease.source_ip, at=lease.accessed_at, skew=skew)
-    at_login = candidates(mount.cluster_id, login, login.address, at=login.logged_in_at, skew=skew)
-    both = tuple(pod for pod in at_read if pod in at_login)
-    # a login from one pod and a read from another fit no single pod: name them all
-    fitting = both or (tuple(dict.fromkeys(at_read + at_login)) if at_read and at_login else ())
-    settled = caught_up(mount.cluster_id, at=lease.accessed_at, skew=skew + ADDRESS_LAG)
-    return Evidence(
-        login=login,
-        cluster=mount.cluster.name,
-        address=lease.source_ip,
-        candidates=fitting,
-        gapless=gapless(mount.cluster_id, from_at=login.logged_in_at, to_at=lease.accessed_at),
-        caught_up=caught_up(mount.cluster_id, at=lease.accessed_at, skew=skew),
-        skew_seconds=skew.total_seconds(),
-        unplaced=() if settled else unplaced(mount.cluster_id, login, at=lease.accessed_at, skew=skew),
-        settled=settled,
-    )
+class Change(msgspec.Struct, frozen=True):
+    """A lease after a decision."""
+
+    after: Held
+    certainty_before: str
+    # false if only the waiting for later evidence is over
+    visible: bool
 
 
-def unplaced(cluster_id: int, login: Login, *, at: datetime, skew: timedelta) -> tuple[str, ...]:
-    """Pods of the login's service account that had just started on a node at `at` and have no known address."""
-    pods = Pod.objects.filter(
-        cluster=cluster_id,
-        namespace=login.service_account_namespace,
-        service_account=login.service_account,
-        started_at__gte=at - ADDRESS_LAG,
-        started_at__lte=at + skew,
-        addresses=None,
-    ).exclude(node="")
-    return tuple(
-        f"{pod.namespace}/{pod.name}" for pod in pods.exclude(ended_at__lt=at - skew).order_by("started_at", "id")
-    )
-
-
-def candidates(cluster_id: int, login: Login, address: str, *, at: datetime, skew: timedelta) -> tuple[Candidate, ...]:
-    """Pods of the login's service account that had `address` at `at`, give or take the skew."""
-    try:
-        ip = str(ip_address(address))
-    except ValueError:
-        return ()  # a unix socket, or a log that says something else there
-    rows = (
-        PodAddress.objects.filter(
-            address=ip,
-            pod__cluster=cluster_id,
-            pod__namespace=login.service_account_namespace,
-            pod__service_account=login.service_account,
-            from_at__lte=at + skew,
-        )
-        .exclude(to_at__lt=at - skew)
-        .select_related("pod")
-        .order_by("from_at", "id")
-    )
-    pods: dict[str, Pod] = {row.pod.uid: row.pod for row in rows}
-    return tuple(Candidate(pod.uid, pod.namespace, pod.name, pod.host_network) for pod in pods.values())
-
-
-# what settle() may change
-SETTLED = [
-    "certainty",
-    "certainty_reason",
-    "cluster",
-    "service_account_namespace",
-    "service_account",
-    "pod_namespace",
-    "pod",
-    "pod_uid",
-    "attribution_open",
-    "updated_at",
-]
-
-
-def save(leases: list[Lease]) -> None:
-    """What settle() changed, in one round trip: ten times as fast as the ORM's bulk_update, on the way of every read."""
-    columns = ", ".join(f"{name} = %s" for name in SETTLED)
-    with connection.cursor() as cursor:
-        cursor.executemany(
-            f"UPDATE leases_lease SET {columns} WHERE id = %s",  # noqa: S608 (the constant above)
-            [(*(getattr(lease, name) for name in SETTLED), lease.pk) for lease in leases],
-        )
-
-
-def settle(lease: Lease, decision: Decision, *, now: datetime) -> tuple[Lease, AttributionChange | None] | None:
-    """Brings a lease in line with a decision, unsaved, with the row of its history; None if it is in line already."""
-    pod, login = decision.pod, lease.login
+def settle(lease: Held, evidence: Evidence, decision: Decision, *, now: datetime) -> Change | None:
+    """What brings a lease in line with a decision; None if it is in line already."""
+    pod, login = decision.pod, evidence.login
     too_old = lease.accessed_at is not None and now - lease.accessed_at > STAYS_OPEN
-    still_open = decision.open and not too_old
-    after = {
-        "certainty": decision.certainty,
-        "certainty_reason": decision.reason,
-        "cluster": login.auth_mount.cluster.name if login and login.auth_mount else "",
-        "service_account_namespace": login.service_account_namespace if login else "",
-        "service_account": login.service_account if login else "",
-        "pod_namespace": pod.namespace if pod else "",
-        "pod": pod.name if pod else "",
-        "pod_uid": pod.uid if pod else "",
-    }
-    before = lease.certainty
-    changed = any(getattr(lease, name) != value for name, value in after.items())
-    if not changed and lease.attribution_open == still_open:
-        return None
-    lease.attribution_open = still_open
-    if not changed:
-        return lease, None
-    for name, value in after.items():
-        setattr(lease, name, value)
-    lease.updated_at = now
-    return lease, AttributionChange(
-        at=now,
-        vault=lease.vault.name,
-        lease_id=lease.lease_id,
-        certainty_before=before,
-        certainty=lease.certainty,
-        reason=lease.certainty_reason,
-        cluster=lease.cluster,
-        pod_namespace=lease.pod_namespace,
-        pod=lease.pod,
-        pod_uid=lease.pod_uid,
-        service_account=f"{lease.service_account_namespace}/{lease.service_account}" if lease.service_account else "",
+    after = msgspec.structs.replace(
+        lease,
+        certainty=decision.certainty.value,
+        certainty_reason=decision.reason,
+        cluster=evidence.cluster,
+        service_account_namespace=login.service_account_namespace if login else "",
+        service_account=login.service_account if login else "",
+        pod_namespace=pod.namespace if pod else "",
+        pod=pod.name if pod else "",
+        pod_uid=pod.uid if pod else "",
+        attribution_open=decision.open and not too_old,
     )
+    if after == lease:
+        return None
+    visible = after != msgspec.structs.replace(lease, attribution_open=after.attribution_open)
+    return Change(after, lease.certainty, visible)
+
+
+# Rows are locked in the order of their keys, so that two workers never wait for each other. A lease whose evidence or
+# certainty another one has changed since it was read is left as it is.
+SAVE = """
+    WITH decided AS (
+        SELECT asked.* FROM json_to_recordset(%s) AS asked (
+            id bigint, login_id bigint, accessed_at timestamptz, source_ip text, certainty_before text, visible boolean,
+            certainty text, certainty_reason text, cluster text, service_account_namespace text, service_account text,
+            pod_namespace text, pod text, pod_uid text, attribution_open boolean
+        ) JOIN leases_lease lease USING (id)
+        ORDER BY lease.id FOR NO KEY UPDATE OF lease {or_skip}
+    ), saved AS (
+        UPDATE leases_lease lease SET
+            certainty = decided.certainty,
+            certainty_reason = decided.certainty_reason,
+            cluster = decided.cluster,
+            service_account_namespace = decided.service_account_namespace,
+            service_account = decided.service_account,
+            pod_namespace = decided.pod_namespace,
+            pod = decided.pod,
+            pod_uid = decided.pod_uid,
+            attribution_open = decided.attribution_open,
+            updated_at = CASE WHEN decided.visible THEN %s ELSE lease.updated_at END
+        FROM decided
+        WHERE lease.id = decided.id
+            AND lease.login_id IS NOT DISTINCT FROM decided.login_id
+            AND lease.accessed_at IS NOT DISTINCT FROM decided.accessed_at
+            AND (lease.source_ip, lease.certainty) IS NOT DISTINCT FROM (decided.source_ip, decided.certainty_before)
+        RETURNING lease.*, decided.certainty_before, decided.visible
+    ), history AS (
+        INSERT INTO audit_attributionchange (
+            at, vault, lease_id, certainty_before, certainty, reason, cluster, pod_namespace, pod, pod_uid, service_account
+        )
+        SELECT
+            %s, vault.name, lease_id, certainty_before, certainty, certainty_reason, cluster, pod_namespace, pod, pod_uid,
+            CASE WHEN service_account = '' THEN '' ELSE service_account_namespace || '/' || service_account END
+        FROM saved JOIN leases_vault vault ON vault.id = saved.vault_id
+        WHERE visible
+        ORDER BY saved.id
+    )
+    SELECT id FROM saved
+"""
+
+
+def save(changes: list[Change], *, now: datetime, wait: bool = True) -> set[int]:
+    """Writes these down with their history, in one statement; returns the keys of the leases that it wrote to."""
+    if not changes:
+        return set()
+    rows = [
+        {"certainty_before": change.certainty_before, "visible": change.visible, **msgspec.structs.asdict(change.after)}
+        for change in changes
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            SAVE.format(or_skip="" if wait else "SKIP LOCKED"), [msgspec.json.encode(rows).decode(), now, now]
+        )
+        return {key for (key,) in cursor}

@@ -131,7 +131,7 @@ def cuts(lines: bytes) -> list[tuple[int, int]]:
 def _take_block(batch: Batch, text: bytes, offset: int, limits: Limits) -> None:
     lines = text.split(b"\n")
     place = len(batch.blocks)
-    redacted, odd = 0, set(secrets.suspect_lines(text, lines))
+    redacted, odd = 0, secrets.suspect_lines(text, lines)
     for number in odd:
         lines[number], count = secrets.clean(lines[number])
         redacted += count

@@ -1,15 +1,16 @@
 """Raw lines in a chain of compressed blocks: what a block's hash covers, and how it is written and checked."""
 
 import hashlib
-from collections.abc import Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, date, datetime
 
 import zstandard
 from django.db import connection
 
 from audit.batch import OLDEST, Block
-from audit.models import BlockLines, RawBlock, Stream
+from audit.models import BlockLines, Dropped, Moved, RawBlock, Stream
 
 
 def digest(
@@ -58,10 +59,15 @@ def append(stream: Stream, taken: list[tuple[int, Block]], *, now: datetime) -> 
     return sequences
 
 
-def lines_of(block: RawBlock) -> bytes | None:
-    """The block's lines as they were stored: redacted where they had to be. None where they are in the database no longer."""
+def lines_of(block: RawBlock, *, elsewhere: Callable[[RawBlock], bytes | None] | None = None) -> bytes | None:
+    """The block's lines as they were stored: redacted where they had to be. None where they are in the database no longer.
+
+    `elsewhere` is asked then, such as `retention.archived_lines`.
+    """
     found = BlockLines.objects.filter(stream=block.stream_id, sequence=block.sequence, until=block.until).first()
-    return None if found is None else zstandard.ZstdDecompressor().decompress(bytes(found.data))
+    if found is not None:
+        return zstandard.ZstdDecompressor().decompress(bytes(found.data))
+    return elsewhere(block) if elsewhere else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,28 +80,73 @@ class Break:
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """A walk over one stream's chain. `moved`: blocks whose lines are not in the database, so that only headers were checked."""
+    """A walk over one stream's chain. `moved`, `dropped`: blocks whose lines are in the archive, and nowhere any more."""
 
     broken: Break | None
     blocks: int
     moved: int
+    dropped: int = 0
 
 
-def verify(stream: Stream) -> Verified:
-    """Walks the whole chain of one stream: is every block as it was written, and none missing or added?"""
-    head, expected, moved = "", 1, 0
+def verify(stream: Stream, *, archived: Mapping[int, str] | None = None) -> Verified:
+    """Walks the whole chain of one stream: is every block as it was written, and none missing or added?
+
+    Of lines that were moved or dropped only headers are checked. `archived` tells what is in the archive: by sequence, what
+    is wrong with a block there ("" if nothing is).
+    """
+    head, expected, records, gone = "", 1, records_of(stream), Counter[str]()
+
+    def walked(broken: Break | None) -> Verified:
+        return Verified(broken, expected - 1, gone["moved"], gone["dropped"])
+
     for block in chain(stream):
         if found := _break(stream, block, head=head, expected=expected):
-            return Verified(found, expected - 1, moved)
+            return walked(found)
         lines = lines_if_whole(block)
         if isinstance(lines, Break):
-            return Verified(lines, expected - 1, moved)
-        moved += lines is None
+            return walked(lines)
+        if lines is None:
+            if not (what := records.what_became_of(block)):
+                return walked(Break(block.sequence, "removed: its lines are gone and nothing says where to"))
+            wrong = archived.get(block.sequence, "it is not there") if what == "moved" and archived is not None else ""
+            if wrong:
+                return walked(Break(block.sequence, f"altered in the archive: {wrong}"))
+            gone[what] += 1
         head, expected = block.sha256, block.sequence + 1
     broken = None
     if (stream.sequence, stream.head) != (expected - 1, head):
         broken = Break(expected, f"removed: the stream's head is block {stream.sequence}")
-    return Verified(broken, expected - 1, moved)
+    return walked(broken)
+
+
+@dataclass(frozen=True, slots=True)
+class Records:
+    """What is written down of one stream's lines that are gone: ranges of sequences by the day of their partition."""
+
+    moved: Mapping[date, list[range]]
+    dropped: Mapping[date, list[range]]
+
+    def what_became_of(self, block: RawBlock) -> str:
+        """ "moved" or "dropped"; "" where nothing says so."""
+        day = day_of(block)
+        if not any(block.sequence in found for found in self.dropped[day]):
+            return ""
+        return "moved" if any(block.sequence in found for found in self.moved[day]) else "dropped"
+
+
+def records_of(stream: Stream) -> Records:
+    moved, dropped = defaultdict(list), defaultdict(list)
+    for day, first, last in Moved.objects.filter(stream=stream).values_list("day", "first", "last"):
+        moved[day].append(range(first, last + 1))
+    rows = Dropped.objects.filter(stream=stream, first__isnull=False, last__isnull=False)
+    for day, start, end in rows.values_list("day", "first", "last"):
+        dropped[day].append(range(start or 0, (end or 0) + 1))
+    return Records(moved, dropped)
+
+
+def day_of(block: RawBlock) -> date:
+    """The day of the partition that holds the block's lines."""
+    return block.until.astimezone(UTC).date()
 
 
 def chain(stream: Stream) -> Iterator[RawBlock]:
@@ -108,7 +159,11 @@ def _break(stream: Stream, block: RawBlock, *, head: str, expected: int) -> Brea
         return Break(expected, f"removed: the next block there is {block.sequence}")
     if block.previous != head:
         return Break(block.sequence, "inserted or altered: it does not follow the block before it")
-    sha256 = digest(
+    return None if header_holds(stream, block) else Break(block.sequence, "altered: its header's hash is another one")
+
+
+def header_holds(stream: Stream, block: RawBlock) -> bool:
+    return block.sha256 == digest(
         previous=block.previous,
         stream=str(stream),
         sequence=block.sequence,
@@ -117,7 +172,6 @@ def _break(stream: Stream, block: RawBlock, *, head: str, expected: int) -> Brea
         lines=block.lines,
         lines_sha256=block.lines_sha256,
     )
-    return None if sha256 == block.sha256 else Break(block.sequence, "altered: its header's hash is another one")
 
 
 def lines_if_whole(block: RawBlock) -> bytes | Break | None:

@@ -2,6 +2,7 @@
 
 from django.db import transaction
 
+from audit import push
 from audit.models import Device, Stream
 from leases import configuration, health
 from leases.configuration import Configuration
@@ -20,8 +21,11 @@ def apply(config: Configuration) -> None:
         for device_config in vault_config.devices:
             device, _ = Device.objects.get_or_create(vault=vault, name=device_config.name)
             for node in device_config.nodes:
+                fields = {"path": node.path, "pushed": node.push, "retired": False}
                 stream, _ = Stream.objects.update_or_create(
-                    device=device, node=node.name, defaults={"path": node.path, "retired": False}
+                    device=device, node=node.name, defaults=fields if node.push else fields | push.NO_TOKEN
                 )
                 names.append(str(stream))
+    # what is gone from the file may push no more, nor with its old token if it comes back
+    Stream.objects.filter(retired=True).update(pushed=False, **push.NO_TOKEN)
     health.forget(SourceKind.STREAM, names)

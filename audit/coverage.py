@@ -5,6 +5,7 @@ from datetime import datetime, timedelta
 
 from django.db import connection
 
+from audit import follow
 from audit.batch import OLDEST, Batch, hour
 from audit.models import Coverage, Gap, Stream
 from audit.plan import Plan
@@ -101,13 +102,15 @@ def _gains(plan: Plan) -> Iterator[tuple[datetime, int, int, int]]:
             yield seen.content.at, lines, lines // 2, lines % 2
 
 
-def add_gap(stream: Stream, *, kind: str, what: str, lost_bytes: int | None, now: datetime) -> Gap:
-    """A loss that was seen: between the last line that was read and now."""
+def add_gap(stream: Stream, gap: follow.Gap, *, now: datetime) -> Gap:
+    """A loss that was seen while reading: between the last line that was read before it and now."""
+    # what the last look at the file saw waiting, which may have been read by another way since
+    seen = f"; {stream.unread_bytes} bytes were seen waiting before" if stream.unread_bytes else ""
     return Gap.objects.create(
         stream=stream,
-        kind=kind,
-        what=what[:1000],
-        lost_bytes=lost_bytes,
+        kind=gap.kind,
+        what=(gap.what + seen)[:1000],
+        lost_bytes=gap.lost_bytes,
         from_at=stream.last_line_at,
         to_at=now,
         at=now,

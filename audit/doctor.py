@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
@@ -9,14 +10,19 @@ import redis
 from django.conf import settings
 from django.db import DatabaseError, connection
 from django.db.migrations.executor import MigrationExecutor
+from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from audit import follow
+from audit import follow, retention
 from audit.ingest import position_of
-from audit.models import Stream
+from audit.models import Housekeeping, Stream
 from leases import checks
 from leases.errors import SourceError
 from leases.models import Action, AuthMount, Cluster, Database, Vault
+
+FEWEST_DAYS_AHEAD = 2
+# a day, and some time for a partition that was in use
+LONGEST_UNKEPT = timedelta(hours=26)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +54,7 @@ def examine() -> Iterator[Finding]:
     if answers.ok:
         yield _try("workers", workers)
     yield _try("configuration", configured)
+    yield _try("housekeeping", house)
     # before the vaults, whose log-in may wait for a cluster's TokenReview
     for cluster in Cluster.objects.filter(retired=False).order_by("name"):
         yield _try(f"cluster {cluster.name}", partial(checks.check_cluster, cluster))
@@ -148,6 +155,19 @@ def configured() -> None:
         )
 
 
+def house() -> None:
+    """As the worker that keeps it has written down: only that one has the archive."""
+    now, house = timezone.now(), Housekeeping.objects.filter(pk=1).first()
+    start = "Start beat and a worker of the queue `reports`, and see what `manage.py retention` says there."
+    if house and house.cause:
+        raise _Wrong(house.cause, house.fix)
+    if (days := retention.days_ahead(now=now)) < FEWEST_DAYS_AHEAD:
+        raise _Wrong(f"The daily partitions are made for {max(days, 0)} days ahead, which should be more", start)
+    if house is None or now - house.kept_at > LONGEST_UNKEPT:
+        since = f"since {house.kept_at:%Y-%m-%d %H:%M} UTC" if house else "so far"
+        raise _Wrong(f"Housekeeping has not come to its end {since}", start)
+
+
 def auth_mounts(vault: Vault) -> None:
     if not AuthMount.objects.filter(vault=vault).exists():
         raise _Wrong(
@@ -160,6 +180,11 @@ def readable(stream: Stream) -> None:
     if stream.refused:
         raise _Wrong(
             stream.refused, "Enable the device without log_raw under a new path, then name that in leasehold.toml."
+        )
+    if stream.pushed and not stream.push_token_sha256:
+        raise _Wrong(
+            "Its log shipper has no token yet",
+            f"Make one: `manage.py push_token {stream.device.vault.name} {stream.device.name} {stream.node}`.",
         )
     if stream.path:
         follow.read(Path(stream.path), position_of(stream))

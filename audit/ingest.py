@@ -4,9 +4,8 @@ new position.
 `prepare` needs no transaction and can run for the next chunk while this one is being stored; `store` is the transaction.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from dataclasses import fields
 from datetime import UTC, date, datetime, timedelta
 
@@ -19,7 +18,9 @@ from audit.merge import absorb, agree, content_of
 from audit.models import Stream
 from audit.plan import Plan, key_of, mark_own, plan_row
 from audit.secrets import RawSecret
+from leases import health
 from leases.models import Policy
+from leases.models.sources import SourceKind
 
 __all__ = ["Counts", "ingest", "ingest_all", "position_of"]
 
@@ -61,60 +62,84 @@ def ingest(stream_id: int, chunk: Chunk, *, expected: Position | None, now: date
 
 
 def ingest_all(
-    stream_id: int, chunks: Iterable[Chunk], *, expected: Position | None, now: datetime
-) -> Iterator[Counts]:
+    stream_id: int, chunks: Iterator[Chunk], *, expected: Position | None, clock: Callable[[], datetime]
+) -> Iterator[tuple[Chunk, Counts]]:
     """As ingest(), chunk by chunk, for a backlog: the next chunk is taken apart while this one is being stored.
 
-    Ends early (without an error) when another worker has moved the stream on.
+    `chunks` is read in another thread. Ends early (without an error) when another worker has moved the stream on.
     """
-    within = limits(now=now)
-    with closing(iter(chunks)) as source, ThreadPoolExecutor(1, thread_name_prefix="parse") as parser:  # type: ignore[type-var]
+    with ThreadPoolExecutor(1, thread_name_prefix="parse") as parser:
 
-        def next_one() -> tuple[Chunk, Batch] | None:
-            chunk = next(source, None)
+        def next_one() -> tuple[Chunk, Batch, datetime] | None:
+            looked_at = clock()
+            chunk = next(chunks, None)
             if chunk is None:
                 return None
-            return chunk, take_apart(chunk.lines, offset=chunk.offset_from, limits=within)
+            return chunk, take_apart(chunk.lines, offset=chunk.offset_from, limits=within), looked_at
 
+        within = limits(now=clock())
         waiting = parser.submit(next_one)
         while True:
             try:
                 item = waiting.result()
             except RawSecret as error:
-                refuse(stream_id, error, now=now)
+                refuse(stream_id, error, now=clock())
                 raise
             if item is None:
                 return
+            chunk, batch, looked_at = item
+            within = limits(now=clock())
             waiting = parser.submit(next_one)
-            chunk, batch = item
-            counts = store(stream_id, batch, chunk, expected=expected, now=now)
+            counts = store(stream_id, batch, chunk, expected=expected, now=clock(), looked_at=looked_at)
             if not counts.lines and batch.lines:
                 return
             if expected is not None:
                 expected = chunk.position
-            yield counts
+            yield chunk, counts
 
 
 def refuse(stream_id: int, error: RawSecret, *, now: datetime) -> None:
+    """Nothing more is taken from the stream; its state names the field, never what stands there."""
+    stream = Stream.objects.select_related("device__vault").get(pk=stream_id)
     Stream.objects.filter(pk=stream_id).update(
         refused=f"{error.field} stands in plain text; the device runs with log_raw or the field is not HMAC'd",
         read_at=now,
     )
+    health.report_failure(
+        SourceKind.STREAM,
+        str(stream),
+        cause=f"The device {stream.device.name} writes {error.field} in plain text; nothing of it is stored",
+        fix="Enable the device without log_raw under a new path (and treat what it has written as leaked), then "
+        "name the new path in leasehold.toml.",
+        now=now,
+    )
 
 
-def store(stream_id: int, batch: Batch, chunk: Chunk, *, expected: Position | None, now: datetime) -> Counts:
-    """The transaction: all of it, or nothing."""
+def store(
+    stream_id: int,
+    batch: Batch,
+    chunk: Chunk,
+    *,
+    expected: Position | None,
+    now: datetime,
+    looked_at: datetime | None = None,
+) -> Counts:
+    """The transaction: all of it, or nothing. `looked_at`: when the file was read, where that was not just now; what the
+    stream says of its position must be true of that time (audit.polls)."""
     stream = Stream.objects.select_related("device__vault").get(pk=stream_id)
+    intern.check()
     intern_all(stream, batch)
     try:
-        return _store_alone(stream, batch, chunk, expected=expected, now=now)
+        return _store_alone(stream, batch, chunk, expected=expected, now=now, looked_at=looked_at or now)
     except BaseException:
         # ids that were made inside the transaction are gone with it
         intern.forget()
         raise
 
 
-def _store_alone(stream: Stream, batch: Batch, chunk: Chunk, *, expected: Position | None, now: datetime) -> Counts:
+def _store_alone(
+    stream: Stream, batch: Batch, chunk: Chunk, *, expected: Position | None, now: datetime, looked_at: datetime
+) -> Counts:
     with transaction.atomic():
         with connection.cursor() as cursor:
             # one writer a vault: whoever tells of an event first, the others find it
@@ -123,7 +148,7 @@ def _store_alone(stream: Stream, batch: Batch, chunk: Chunk, *, expected: Positi
         if expected is not None and position_of(stream) != expected:
             return Counts()
         partitions.make_for(_days(batch) | {now.date()})
-        return _store(stream, batch, chunk, now=now)
+        return _store(stream, batch, chunk, now=now, looked_at=looked_at)
 
 
 def position_of(stream: Stream) -> Position:
@@ -134,24 +159,33 @@ def intern_all(stream: Stream, batch: Batch) -> None:
     """Outside of the transaction, see audit.intern."""
     whats, whos, texts, accessors = set(), set(), set(), set()
     for request, response in batch.rows.values():
-        for half in (request, response):
-            if half is not None:
-                whats.add(half.what)
-                whos.add(half.who)
-                texts.add(half.address)
-                accessors.add(half.accessor)
-                if half.lease_id:
-                    texts.add(half.lease_id)
-                if half.error:
-                    texts.add(half.error)
-                if half.answer is not None and half.answer.new_accessor:
-                    accessors.add(half.answer.new_accessor)
-                    whos.add(half.answer.new_who)
-        if request is not None and response is not None and not agree(request, response):
-            # what one half leaves empty the other fills: the two together are another text
-            content = absorb(content_of(request), response)
-            whats.add(content.what)
-            whos.add(content.who)
+        # nearly always the two say the same, as the same object
+        if request is not None:
+            whats.add(request.what)
+            whos.add(request.who)
+            texts.add(request.address)
+            accessors.add(request.accessor)
+            if request.lease_id or request.error:
+                texts.update((request.lease_id, request.error))
+        if response is not None:
+            if request is None or response.what is not request.what:
+                whats.add(response.what)
+            if request is None or response.who is not request.who:
+                whos.add(response.who)
+            if request is None or response.address != request.address:
+                texts.add(response.address)
+            if request is None or response.accessor != request.accessor:
+                accessors.add(response.accessor)
+            if response.lease_id or response.error:
+                texts.update((response.lease_id, response.error))
+            if (answer := response.answer) is not None and answer.new_accessor:
+                accessors.add(answer.new_accessor)
+                whos.add(answer.new_who)
+            if request is not None and not agree(request, response):
+                # what one half leaves empty the other fills: the two together are another text
+                content = absorb(content_of(request), response)
+                whats.add(content.what)
+                whos.add(content.who)
     texts.update(rollups.targets(whats))
     accessors.discard("")
     intern.whats(whats)
@@ -174,7 +208,7 @@ def intern_changed(plan: Plan) -> None:
 def _days(batch: Batch) -> set[date]:
     """Days whose partitions this batch needs. A chunk is nearly always of one day or two."""
     if batch.oldest is None or batch.newest is None:
-        return {block.until.date() for block in batch.blocks if block.until != OLDEST}
+        return set()
     if batch.newest - batch.oldest < timedelta(days=3):
         return {
             batch.oldest.date() + timedelta(days=n) for n in range((batch.newest.date() - batch.oldest.date()).days + 1)
@@ -183,7 +217,7 @@ def _days(batch: Batch) -> set[date]:
     return found | {block.until.date() for block in batch.blocks if block.until != OLDEST}
 
 
-def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Counts:
+def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime, looked_at: datetime) -> Counts:
     plan = make_plan(stream, batch)
     intern_changed(plan)
     used = {half.block for half in plan.fresh} | {r.block for r in plan.rejects} | {c.half.block for c in plan.clashes}
@@ -192,6 +226,8 @@ def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Coun
     tables.add_clashes(stream, plan.clashes, sequences, now=now)
     tables.add_events(stream, plan, sequences)
     rollups.count(stream.device.vault_id, tables.deltas(plan))
+    if chunk.gap:
+        coverage.add_gap(stream, chunk.gap, now=now)
     coverage.count(stream, batch, plan, now=now)
     ledger.apply(stream, plan, now=now)
     counts = Counts(
@@ -204,7 +240,7 @@ def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Coun
         redacted=batch.redacted.total(),
     )
     stream.file_inode, stream.file_start = chunk.position.inode, chunk.position.start
-    stream.offset, stream.unread_bytes, stream.read_at = chunk.position.offset, chunk.unread, now
+    stream.offset, stream.unread_bytes, stream.read_at = chunk.position.offset, chunk.unread, looked_at
     if plan.fresh:
         newest = batch.newest or now
         stream.last_line_at = max(stream.last_line_at or newest, newest)

@@ -45,6 +45,19 @@ def memory() -> Memory:
     return _memory
 
 
+def check() -> None:
+    """Forgets everything if the tables were emptied, or restored from a backup, under this process; once a batch is enough."""
+    known = memory().whats
+    if known:
+        what, number = next(iter(known.items()))
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "SELECT EXISTS (SELECT 1 FROM audit_what WHERE id = %s AND digest = %s)", [number, digest(*what)]
+            )
+            if not cursor.fetchone()[0]:
+                forget()
+
+
 def forget() -> None:
     """For a process that is given another database (tests)."""
     for known in (_memory.whats, _memory.whos, _memory.texts, _memory.tokens):

@@ -161,23 +161,26 @@ def take_reads(stream: Stream, halves: list[Half], *, now: datetime) -> set[int]
         return set()
     vault = stream.device.vault
     roles = {(role.mount, role.name): role.database_id for role in DatabaseRole.objects.filter(vault=vault)}
-    rows = {half.lease_id: _lease(half, roles) for half in halves}
-    columns = [list(column) for column in zip(*(rows[lease_id] for lease_id in sorted(rows)), strict=True)]
     ids, device, epoch = intern.memory().tokens, stream.device_id, stream.device.salt_epoch
+    rows = {half.lease_id: (*_lease(half, roles), ids.get((device, epoch, half.accessor))) for half in halves}
+    columns = [list(column) for column in zip(*(rows[lease_id] for lease_id in sorted(rows)), strict=True)]
     read_by = [(half.lease_id, ids[device, epoch, half.accessor]) for half in halves if half.accessor]
     with connection.cursor() as cursor:
         cursor.execute(
             """
             INSERT INTO leases_lease AS l (
               vault_id, first_seen_at, updated_at, lookup_due_at, lease_id, vault_namespace, mount, role, database_id,
-              database_user, request_id, accessed_at, issued_at, source_ip,
+              database_user, request_id, accessed_at, issued_at, source_ip, login_id,
               state, renewals, renewable, revoke_error, end_reason, end_evidence, end_seen_reason, end_seen_evidence,
               certainty, certainty_reason, cluster, service_account_namespace, service_account, pod_namespace, pod, pod_uid,
               attribution_open)
-            SELECT %s, %s, %s, %s, *,
+            SELECT %s, %s, %s, %s, u.lease_id, u.vault_namespace, u.mount, u.role, u.database, u.database_user, u.request_id,
+              u.at, u.at, u.source_ip, k.login_id,
               'live', 0, false, '', '', '', '', '', 'unknown', '', '', '', '', '', '', '', true
             FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::bigint[], %s::text[], %s::text[],
-                        %s::timestamptz[], %s::timestamptz[], %s::text[])
+                        %s::timestamptz[], %s::text[], %s::bigint[])
+              AS u (lease_id, vault_namespace, mount, role, database, database_user, request_id, at, source_ip, token)
+            LEFT JOIN audit_token k ON k.id = u.token
             ON CONFLICT (vault_id, lease_id) DO UPDATE SET
               request_id = excluded.request_id,
               source_ip = excluded.source_ip,
@@ -222,7 +225,6 @@ def _lease(half: Half, roles: dict[tuple[str, str], int]) -> tuple[Any, ...]:
         # plain only where the mount is tuned so
         "" if username.startswith(HMAC) else username,
         half.request_id,
-        half.at,
         half.at,
         half.address,
     )

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 
 import msgspec
 
+from audit.glue import shallow
 from audit.intern import What, Who
 from audit.models.events import Kind
 
@@ -126,7 +127,11 @@ NOBODY: Who = ("", "", "", "", "")
 def read(line: bytes, block: int = 0, number: int = 0) -> Half:
     """One clean line (secrets.clean, where it was suspect). Raises Rejected."""
     try:
-        return half(decode(line), line, block, number)
+        try:
+            return half(decode(line), line, block, number)
+        except RecursionError:
+            # a client may nest its request's data as it likes, and nobody's entry is lost for that
+            return half(decode(shallow(line)), line, block, number)
     except msgspec.ValidationError as error:
         raise Rejected(f"not an audit entry: {error}") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

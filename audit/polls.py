@@ -59,22 +59,23 @@ def check(vault_id: int, *, now: datetime) -> list[Gap]:
     if not polls:
         return []
     # the streams first and then the sightings, never the other way: lines that come meanwhile must not seem to be missing
-    streams = followed(vault_id)
+    streams = judged(vault_id)
+    skew = timedelta(seconds=Policy.current().clock_skew_seconds)
     sighted = _sightings(streams, polls)
     gaps: list[Gap] = []
     unsettled: set[int] = set()
     for device_id, group in groupby(streams, key=lambda stream: stream.device_id):
         of_device = list(group)
-        begun = _begun(of_device)
-        judged = [poll for poll in polls if all(read_past(stream, poll.at) for stream in of_device)]
+        begun = _begun(of_device, skew=skew)
+        due = [poll for poll in polls if all(read_past(stream, poll.at, skew=skew) for stream in of_device)]
         last = Gap.objects.filter(stream__in=of_device, kind=KIND).aggregate(at=Max("to_at"))["at"]
         reported, waiting = misses(
-            [poll for poll in judged if begun is not None and poll.at >= begun],
+            [poll for poll in due if begun is not None and poll.at >= begun],
             sighted.get(device_id, set()),
             last=last,
         )
         gaps += [_gap(stream, of_device, miss, now=now) for miss in reported for stream in of_device]
-        unsettled |= {poll.pk for poll in polls} - {poll.pk for poll in judged} | {poll.pk for poll in waiting}
+        unsettled |= {poll.pk for poll in polls} - {poll.pk for poll in due} | {poll.pk for poll in waiting}
     done = [poll.pk for poll in polls if poll.pk not in unsettled]
     with transaction.atomic():
         Gap.objects.bulk_create(gaps)
@@ -83,11 +84,11 @@ def check(vault_id: int, *, now: datetime) -> list[Gap]:
     return gaps
 
 
-def followed(vault_id: int) -> list[Stream]:
-    """The streams of the devices that can be judged, device by device: all their files are followed, none is refused."""
+def judged(vault_id: int) -> list[Stream]:
+    """The streams of the devices that can be judged, device by device: those that are followed or pushed, none refused."""
     streams = (
         Stream.objects.filter(device__vault=vault_id, retired=False)
-        .exclude(path="")
+        .exclude(path="", pushed=False)
         .select_related("device")
         .order_by("device_id", "id")
     )
@@ -95,8 +96,11 @@ def followed(vault_id: int) -> list[Stream]:
     return [stream for stream in streams if stream.device_id not in refused]
 
 
-def read_past(stream: Stream, at: datetime) -> bool:
+def read_past(stream: Stream, at: datetime, *, skew: timedelta) -> bool:
     """Whether every line that was written up to this time has been read."""
+    if stream.pushed:
+        # how much its shipper still holds cannot be known: only later lines tell, by Vault's clock
+        return stream.last_line_at is not None and stream.last_line_at > at + READ_PAST + skew
     return stream.unread_bytes == 0 and stream.read_at is not None and stream.read_at > at + READ_PAST
 
 
@@ -130,10 +134,10 @@ def _cut(since: datetime | None, run: list[Poll]) -> list[Miss]:
     return found
 
 
-def _begun(streams: Collection[Stream]) -> datetime | None:
+def _begun(streams: Collection[Stream], *, skew: timedelta) -> datetime | None:
     """From when on a device can be judged: a poll from before its first line says nothing of it."""
     first: datetime | None = RawBlock.objects.filter(stream__in=streams, sequence=1).aggregate(at=Min("until"))["at"]
-    return first + timedelta(seconds=Policy.current().clock_skew_seconds) if first else None
+    return first + skew if first else None
 
 
 def _sightings(streams: Iterable[Stream], polls: Sequence[Poll]) -> dict[int, set[str]]:

@@ -2,14 +2,14 @@
 
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.db import connection
 from django.db.models import Count, OuterRef, Q, Subquery, Sum
 
-from audit import glue, intern, polls
+from audit import glue, intern, polls, push
 from audit.batch import hour
 from audit.blocks import lines_of
 from audit.hours import HOUR, Hour, Period, hours, periods, unread_since
@@ -62,6 +62,19 @@ class StreamStatus:
     lag_seconds: float
 
 
+def of_pushed(stream: Stream, status: Source) -> Source:
+    """The same in the words of a stream that nobody asks: its shipper comes by itself, or does not."""
+    fix = f"See that the log shipper on {stream.node} runs, reaches the push process and has the stream's token."
+    if status.status == "waiting":
+        made = f"Point a log shipper at {push.address(stream)} (docs/install.md)"
+        if not stream.push_token_sha256:
+            made += f"; `manage.py push_token {stream.device.vault.name} {stream.device.name} {stream.node}` makes its token"
+        return replace(status, cause="No batch has come yet", fix=f"{made}.")
+    if status.status == "stale":
+        return replace(status, cause="No batch has come lately", fix=fix)
+    return status
+
+
 def stream_statuses(*, now: datetime) -> list[StreamStatus]:
     """Each stream with how it is doing; one that is refused counts as failing whatever its file says."""
     states, stale_after = source_states(), health.stale_after()
@@ -71,6 +84,8 @@ def stream_statuses(*, now: datetime) -> list[StreamStatus]:
         status = source(
             SourceKind.STREAM, name, states.get((SourceKind.STREAM, name)), now=now, stale_after=stale_after
         )
+        if stream.pushed:
+            status = of_pushed(stream, status)
         if stream.refused and status.status != "failing":
             status = Source(
                 SourceKind.STREAM,

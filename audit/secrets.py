@@ -7,24 +7,22 @@ Two kinds: token-shaped text, which anybody can put into a path, is redacted; te
 import re
 import threading
 from bisect import bisect_right
-from collections.abc import Iterator
 from typing import Any
 
 import hyperscan
-import msgspec
 
 from audit import glue
 
-HMAC = "hmac-sha256:"
+HMAC = glue.HMAC
 REDACTED = b"[redacted]"
 
-# text that looks like a token of Vault or OpenBao, or like a signed JWT, wherever it stands
-# (what precedes it may be a JSON or percent escape, whose last character is a letter or a digit)
-TOKEN_SHAPED = re.compile(
-    rb"hv[sbr]\.[A-Za-z0-9_-]{20,}"
-    rb"|(?:(?<![A-Za-z0-9_-])|(?<=\\[bfnrt])|(?<=\\u[0-9A-Fa-f]{4})|(?<=%[0-9A-Fa-f]{2}))[sbr]\.[A-Za-z0-9_-]{24,}"
-    rb"|eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}"
-)
+# text that looks like a token of Vault or OpenBao, wherever it stands: `hvs.` with 20 characters, or a word `s.` with 24
+_TOKEN = re.compile(rb"[sbr]\.[A-Za-z0-9_-]{20,}+")
+# what can stand before a word (a JSON or percent escape's last character is a letter or a digit)
+_BEFORE_WORD = re.compile(rb"(?:\\u[0-9A-Fa-f]{4}|\\[bfnrt]|%[0-9A-Fa-f]{2}|[^A-Za-z0-9_-]|^)\Z", re.DOTALL)
+# a part of a signed JWT
+_PART = re.compile(rb"[A-Za-z0-9_-]++")
+_SHORTEST_PART = 10
 # keys of request and response data, and of auth, whose text is a secret
 SECRET_KEYS = frozenset(
     {
@@ -41,24 +39,37 @@ SECRET_KEYS = frozenset(
         "token",
     }
 )
-# Vault leaves text that looks like a time as it is, also where it hashes everything else, and a client may choose it
-TIME_SHAPED = re.compile(r"\d{4}-\d\d-\d\d[Tt ][0-9:.,Zz+-]*")
+# OpenBao leaves text that Go reads as a time as it is, also where it hashes everything else, and a client may choose it
+# (https://pkg.go.dev/time#Time.UnmarshalText, which takes more than RFC 3339)
+TIME_SHAPED = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[Tt ][0-9:.,Zz+-]*")
 
-_KEY = rb'"(?:' + b"|".join(key.encode() for key in sorted(SECRET_KEYS)) + rb')"\s*:\s*"'
+_KEY = rb'"(?:' + b"|".join(key.encode() for key in sorted(SECRET_KEYS)) + rb')"\s*+:\s*+'
 # a value that is neither empty nor begins like an HMAC; `[^h"]|h[^m]|hm[^a]|…`, since the scanner has no lookahead
 _NO_HMAC = b"|".join(
     re.escape(HMAC[:length].encode()) + (b'[^h"]' if not length else b"[^" + HMAC[length].encode() + b"]")
     for length in range(len(HMAC))
 )
-# the same for text that is no JSON: what stands there is cut out up to the next quote
-RAW_VALUE = re.compile(b"(" + _KEY + rb")((?!hmac-sha256:)[^\"]+)")
+_SECRET_KEY = re.compile(_KEY)
+# a value, or what stands around values in a list
+_VALUE = re.compile(
+    rb"""[\s,]*+(?P<value>(?P<open>\[)|(?P<close>\])|(?P<number>-?[0-9][0-9.eE+-]*+)|true|false|null"""
+    rb"""|(?P<string>"(?P<text>(?:[^"\\]++|\\.)*+)(?P<end>"?)))""",
+    re.DOTALL,
+)
+_REST_OF_STRING = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
+# Vault puts what a client sent into its error where the type is wrong:
+# `error converting input map[a:b] for field "data": … unconvertible type 'map[string]interface {}', value: 'map[a:b]'`
+_CONVERTING, _FOR_FIELD, _SENT = b"error converting input ", b" for field ", b", value: '"
 _EXPRESSIONS = [
     rb"hv[sbr]\.[A-Za-z0-9_-]{20}",
     rb"[sbr]\.[A-Za-z0-9_-]{24}",
     rb"eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10}",
-    _KEY + b"(?:" + _NO_HMAC + b")",
-    rb"\\u0000|\x00",
+    _KEY.replace(b"*+", b"*") + rb'(?:[0-9\[-]|"(?:' + _NO_HMAC + b"))",
+    _CONVERTING,
+    rb"\\u0000",
 ]
+# with more places than that in one block each of its lines is looked at
+_MOST_PLACES = 50_000
 
 
 class RawSecret(Exception):
@@ -87,73 +98,203 @@ def _scanner() -> Any:
     return database
 
 
-def suspects(block: bytes) -> list[int]:
-    """Places in `block` near which a line must be looked at (ends of matches, ascending); empty for a clean block."""
+def suspects(block: bytes) -> list[int] | None:
+    """Places in `block` near which a line must be looked at (ends of matches, ascending); None where there are too many."""
     ends: list[int] = []
 
-    def found(number: int, begin: int, end: int, flags: int, context: object) -> None:
+    def found(number: int, begin: int, end: int, flags: int, context: object) -> bool:
         ends.append(end)
+        return len(ends) > _MOST_PLACES
 
-    _scanner().scan(block, match_event_handler=found)
+    try:
+        _scanner().scan(block, match_event_handler=found)
+    except hyperscan.ScanTerminated:
+        return None
     return sorted(ends)
 
 
-def suspect_lines(block: bytes, lines: list[bytes]) -> Iterator[int]:
-    """Which of `lines` (the block split at newlines) must be looked at, ascending, each once."""
+def suspect_lines(block: bytes, lines: list[bytes]) -> set[int]:
+    """Which of `lines` (the block split at newlines) must be looked at."""
+    # NULs come in thousands, where a file was truncated under its writer
+    numbers = {number for number, line in enumerate(lines) if b"\x00" in line} if b"\x00" in block else set()
     ends = suspects(block)
+    if ends is None:
+        return set(range(len(lines)))
     if not ends:
-        return
+        return numbers
     starts, at = [], 0
     for line in lines:
         starts.append(at)
         at += len(line) + 1
-    last = -1
-    for end in ends:
-        number = bisect_right(starts, end - 1) - 1
-        if number != last:
-            yield number
-            last = number
+    return numbers | {bisect_right(starts, end - 1) - 1 for end in ends}
 
 
 def clean(line: bytes) -> tuple[bytes, int]:
-    """The line without token-shaped text, and how often some was taken out. Raises RawSecret."""
-    found = [_clean(piece) for piece in glue.pieces(line)]
+    """The line without secrets, and how many were taken out. Raises RawSecret."""
+    line, count = _clean_pieces(line)
+    if b"\x00" in line:
+        # text in UTF-16, or with a hole in it: what it says without its NULs counts too
+        bare, more = _clean_pieces(line.replace(b"\x00", b""))
+        if more:
+            return bare, count + more
+    return line, count
+
+
+def _clean_pieces(line: bytes) -> tuple[bytes, int]:
+    found = []
+    for piece, entry in glue.entries(line):
+        # of a torn one it cannot be told whether the device writes raw values: what looks like one does not stay
+        if field := raw_field(entry):
+            raise RawSecret(field)
+        found.append(_clean(piece))
     return b"".join(piece for piece, _ in found), sum(redactions for _, redactions in found)
 
 
 def _clean(piece: bytes) -> tuple[bytes, int]:
-    piece, redactions = TOKEN_SHAPED.subn(REDACTED, piece)
-    start = piece.find(b"{")
-    try:
-        field = raw_field(msgspec.json.decode(piece[start:]), "") if start >= 0 else ""
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        # torn: whether the device writes raw values cannot be told from it, so what looks like one does not stay
-        cut = list(RAW_VALUE.finditer(piece))
-        for match in reversed([match for match in cut if not HMAC.startswith(match[2].decode("latin-1"))]):
-            piece = piece[: match.start(2)] + REDACTED + piece[match.end(2) :]
-            redactions += 1
-        return piece, redactions
-    if field:
-        raise RawSecret(field)
-    return piece, redactions
+    count = 0
+    for look in (_tokens, _jwts, _inputs, _values):
+        if places := look(piece):
+            kept, at = [], 0
+            for begin, end, instead in places:
+                kept += [piece[at:begin], instead]
+                at = end
+            piece = b"".join([*kept, piece[at:]])
+            count += len(places)
+    return piece, count
 
 
-def raw_field(value: object, path: str) -> str:
-    """The path of the first key whose text should be an HMAC and is none; empty where there is none."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            where = f"{path}.{key}" if path else key
-            if key in SECRET_KEYS and is_raw(item):
-                return where[:200]
-            if found := raw_field(item, where):
-                return found
-    elif isinstance(value, list):
-        for item in value:
-            if found := raw_field(item, path):
-                return found
+# ascending: from, to, and what stands there instead
+_Cuts = list[tuple[int, int, bytes]]
+
+
+def _tokens(text: bytes) -> _Cuts:
+    cuts: _Cuts = []
+    for match in _TOKEN.finditer(text):
+        begin, end = match.span()
+        if text[begin - 2 : begin] == b"hv":
+            cuts.append((begin - 2, end, REDACTED))
+        elif end - begin >= 26 and _BEFORE_WORD.search(text[max(begin - 6, 0) : begin]):
+            cuts.append((begin, end, REDACTED))
+    return cuts
+
+
+def _jwts(text: bytes) -> _Cuts:
+    """Signed JWTs. By hand, since an expression would try each `eyJ` of a long word anew."""
+    cuts: _Cuts = []
+    begin = text.find(b"eyJ")
+    while begin >= 0:
+        end = first = _end_of_part(text, begin)
+        if first - begin >= 3 + _SHORTEST_PART and text[first : first + 1] == b".":
+            second = _end_of_part(text, first + 1)
+            if second - first > _SHORTEST_PART and text[second : second + 1] == b".":
+                third = _end_of_part(text, second + 1)
+                if third - second > _SHORTEST_PART:
+                    end = third
+                    cuts.append((begin, end, REDACTED))
+        begin = text.find(b"eyJ", end)
+    return cuts
+
+
+def _end_of_part(text: bytes, begin: int) -> int:
+    match = _PART.match(text, begin)
+    return match.end() if match else begin
+
+
+def _inputs(text: bytes) -> _Cuts:
+    """What a client sent, in the text of an error."""
+    cuts: _Cuts = []
+    begin = text.find(_CONVERTING)
+    while begin >= 0:
+        begin += len(_CONVERTING)
+        rest = _REST_OF_STRING.match(text, begin)
+        # of the string in which it stands
+        last = rest.end() if rest else begin
+        end = text.find(_FOR_FIELD, begin, last)
+        if end > begin and text[begin:end] != REDACTED:
+            cuts.append((begin, end, REDACTED))
+        value = text.find(_SENT, end, last) + len(_SENT) if end >= 0 else 0
+        if value > len(_SENT) and text[value:last] != REDACTED:
+            cuts.append((value, last, REDACTED))
+        begin = text.find(_CONVERTING, last)
+    return cuts
+
+
+def _values(text: bytes) -> _Cuts:
+    """What stands in plain text under a secret's name where no device would hash it (metadata, headers, numbers), or in a torn entry."""
+    cuts: _Cuts = []
+    at = 0
+    while match := _SECRET_KEY.search(text, at):
+        depth, at = 0, match.end()
+        # the value, or those of a list (a map inside has keys of its own)
+        while value := _VALUE.match(text, at):
+            at = value.end()
+            if value["open"]:
+                depth += 1
+            elif value["close"]:
+                depth -= 1
+            elif value["number"] or (value["string"] and _is_raw_text(value)):
+                cuts.append((*value.span("value"), b'"' + REDACTED + b'"'))
+            if depth <= 0:
+                break
+    return cuts
+
+
+def _is_raw_text(match: re.Match[bytes]) -> bool:
+    value = match["text"].decode("latin-1")
+    # a hash may be torn, too
+    return is_raw(value) and bool(match["end"] or not HMAC.startswith(value))
+
+
+def raw_field(entry: object) -> str:
+    """The path of the first place where an entry's device must have written an HMAC and has not; empty where there is none.
+
+    Metadata and headers are plain in every log: what somebody writes there says nothing of the device.
+    """
+    for where, holder, key in (
+        ("auth", _at(entry, "auth"), "client_token"),
+        ("request", _at(entry, "request"), "client_token"),
+        ("response.auth", _at(entry, "response", "auth"), "client_token"),
+        ("response.wrap_info", _at(entry, "response", "wrap_info"), "token"),
+    ):
+        if _is_raw(_at(holder, key)):
+            return f"{where}.{key}"
+    return _raw_key("request.data", _at(entry, "request", "data")) or _raw_key(
+        "response.data", _at(entry, "response", "data")
+    )
+
+
+def _at(value: object, *keys: str) -> object:
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _raw_key(path: str, data: object) -> str:
+    waiting = [(path, data)]
+    while waiting:
+        path, value = waiting.pop()
+        if isinstance(value, dict):
+            for key, item in value.items():
+                if key in SECRET_KEYS and _is_raw(item):
+                    return f"{path}.{key}"[:200]
+            waiting += [(f"{path}.{key}"[:200], item) for key, item in value.items() if isinstance(item, (dict, list))]
+        elif isinstance(value, list):
+            waiting += [(path, item) for item in value if isinstance(item, (dict, list))]
     return ""
 
 
-def is_raw(value: object) -> bool:
+def _is_raw(value: object) -> bool:
+    """A map inside has keys of its own: by the last key a device decides whether to hash, and a client may choose the others."""
+    waiting = [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str) and is_raw(value):
+            return True
+    return False
+
+
+def is_raw(value: str) -> bool:
     """Text where the device should have written a hash. A client can choose a time, which is left as it is."""
-    return isinstance(value, str) and bool(value) and not value.startswith(HMAC) and not TIME_SHAPED.fullmatch(value)
+    return value not in ("", "[redacted]") and not value.startswith(HMAC) and not TIME_SHAPED.fullmatch(value)

@@ -11,7 +11,6 @@ from django.db import connection
 
 from audit import intern
 from audit.batch import Batch, Clash, Reject, hour
-from audit.intern import What, Who
 from audit.merge import Content, Known
 from audit.models import Conflict, RejectedLine, Stream
 from audit.plan import New, Plan, Seen, key_of
@@ -318,20 +317,25 @@ def deltas(plan: Plan) -> Iterator[Delta]:
     """What the hourly counts gain and lose."""
     memory = intern.memory()
     # most events of a batch are alike: they are counted first and spelled out then
-    alike: Counter[tuple[str, int, What, Who, bool, bool]] = Counter()
+    # (by identity: equal ones are mostly one object, and where not they come together in the counts)
+    alike: Counter[tuple[str, int, int, int, bool, bool]] = Counter()
+    examples: dict[tuple[str, int, int, int, bool, bool], Content] = {}
     for event in plan.new.values():
         c = event.content
         time = event.request.time if event.request is not None else event.response.time  # type: ignore[union-attr]
-        alike[time[:13], c.kind, c.what, c.who, bool(c.error), c.own] += 1
-    for (hour_text, kind, what, who, failed, own), number in alike.items():
+        key = (time[:13], c.kind, id(c.what), id(c.who), c.error == "", c.own)
+        alike[key] += 1
+        examples[key] = c
+    for key, number in alike.items():
+        c = examples[key]
         yield Delta(
-            datetime.fromisoformat(hour_text + ":00:00+00:00"),
-            kind,
-            memory.texts[target(what, kind)],
-            memory.whos[who],
+            datetime.fromisoformat(key[0] + ":00:00+00:00"),
+            c.kind,
+            memory.texts[target(c.what, c.kind)],
+            memory.whos[c.who],
             number,
-            number if failed else 0,
-            number if own else 0,
+            number if c.error else 0,
+            number if c.own else 0,
         )
     for before, after in plan.changed.values():
         yield _delta(memory, before, -1)

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from datetime import datetime
 from functools import lru_cache
 
-from django.db.models import QuerySet
+from django.db.models import Exists, OuterRef, Q, QuerySet
 
-from audit.models import Device, Hash
+from audit.models import Device, Hash, Stream
 from leases import clients, databases
 from leases.models import Database, Lease, LeaseState
 from leases.vault import VaultClient
@@ -54,7 +54,8 @@ def _hash(client: VaultClient, device: str, salt_epoch: int, name: str) -> str:
 
 def followed(devices: QuerySet[Device]) -> QuerySet[Device]:
     """Those that the vault has: a log of another device may have been taken from the command line."""
-    return devices.filter(streams__retired=False).exclude(streams__path="").distinct().order_by("id")
+    configured = Stream.objects.filter(~Q(path="") | Q(pushed=True), device=OuterRef("pk"), retired=False)
+    return devices.filter(Exists(configured)).order_by("id")
 
 
 def check_salt(device: Device) -> None:

@@ -8,6 +8,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 import audit.queries
+from audit import retention
+from audit.models import Housekeeping
 from dashboard.version import VERSION
 from leases import queries
 
@@ -53,6 +55,7 @@ class LedgerCollector(Collector):
             ["kind", "name"],
             [([source.kind, source.name], int(source.ok)) for source in sources],
         )
+        yield from _house(now=self.now)
         labelled = [
             ([status.stream.device.vault.name, status.stream.device.name, status.stream.node], status)
             for status in streams
@@ -75,6 +78,12 @@ class LedgerCollector(Collector):
             ["vault", "device", "node"],
             [(labels, at.timestamp()) for labels, status in labelled if (at := status.stream.last_line_at)],
         )
+        yield _gauge(
+            "leasehold_stream_read_timestamp_seconds",
+            "When the stream's file was last looked at, or its last batch was pushed",
+            ["vault", "device", "node"],
+            [(labels, status.stream.read_at.timestamp()) for labels, status in labelled if status.stream.read_at],
+        )
         gaps = audit.queries.gaps_by_stream()
         counters = [
             (name, text, [(labels, getattr(status.stream, name)) for labels, status in labelled])
@@ -96,6 +105,29 @@ def _counter(name: str, text: str, labels: list[str], values: list[tuple[list[st
     for label_values, value in values:
         counter.add_metric(label_values, value)
     return counter
+
+
+def _house(*, now: datetime) -> Iterator[Metric]:
+    house = Housekeeping.objects.filter(pk=1).first()
+    ages = [((now - house.kept_at).total_seconds(), house.cause)] if house else []
+    yield _gauge(
+        "leasehold_partition_days_ahead",
+        "Days after today for which events have a partition; below 2 nobody keeps the house",
+        [],
+        [([], retention.days_ahead(now=now))],
+    )
+    yield _gauge(
+        "leasehold_housekeeping_age_seconds",
+        "Since all that retention wants was done; more than 26 hours are too long",
+        [],
+        [([], age) for age, _ in ages],
+    )
+    yield _gauge(
+        "leasehold_housekeeping_ok",
+        "0 where something keeps it from being done, such as an archive that cannot be written; doctor says what",
+        [],
+        [([], int(not cause)) for _, cause in ages],
+    )
 
 
 def _gauge(name: str, text: str, labels: list[str], values: list[tuple[list[str], float]]) -> Metric:

@@ -186,10 +186,16 @@ CELERY_TASK_ROUTES = {
     "leases.tasks.reconcile_leases": {"queue": "leases"},
     "leases.tasks.check_vaults": {"queue": "leases"},
     "audit.tasks.check_salts": {"queue": "leases"},
+    "audit.tasks.keep_house": {"queue": "reports"},
     "audit.tasks.check_polls": {"queue": "leases"},
     "leases.tasks.carry_out_revocation": {"queue": "actions"},
     "leases.tasks.resume_stuck_revocations": {"queue": "actions"},
 }
+
+# the push process (dashboard/push/): bytes of a body as it is sent, bytes of it unpacked, and bodies held at once
+PUSH_BODY_BYTES = env.number("LEASEHOLD_PUSH_BODY_MB", 20) * 1024 * 1024
+PUSH_LINES_BYTES = env.number("LEASEHOLD_PUSH_LINES_MB", 64) * 1024 * 1024
+PUSH_AT_ONCE = env.number("LEASEHOLD_PUSH_AT_ONCE", 4)
 
 LOGGING = {
     "version": 1,

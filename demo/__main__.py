@@ -105,7 +105,11 @@ def _take(folder: Path) -> int:
 def _announce(folder: Path, stack: Stack, *, with_product: bool) -> None:
     variables = stack.variables
     lines = ["", "Listening, on this machine only:"]
-    lines += [f"  {address:24} {what}" for what, address in stack.listeners() if with_product or what != "Leasehold"]
+    lines += [
+        f"  {address:24} {what}"
+        for what, address in stack.listeners()
+        if with_product or not what.startswith("Leasehold")
+    ]
     lines += ["", f"  {folder / 'env'}  holds everything for a shell: set -a; . {folder / 'env'}"]
     lines += [f"  {folder / 'truth.ndjson'}  what the simulated pods really did"]
     if with_product:

@@ -14,6 +14,7 @@ class Ports:
     """All on loopback; the two `pod_` ones on each pod's own address."""
 
     web: int
+    push: int
     postgres: int
     valkey: int
     openbao: int
@@ -33,7 +34,7 @@ def choose() -> Ports:
             f"Port {web} is in use by another program. Choose another one: PORT={_next_free(web + 10)} make demo"
         )
     chosen: list[int] = []
-    while len(chosen) < 6:
+    while len(chosen) < 7:
         chosen.append(_next_free(max([web, *chosen]) + 1))
     return Ports(web, *chosen)
 

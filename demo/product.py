@@ -80,13 +80,17 @@ class Product:
                 processes.wait_until(lambda: False, what=what, seconds=0, log=log, process=process)
 
     def children(self, ports: Ports) -> list[Child]:
-        """The web server, one worker for each queue, and beat."""
+        """The web server, the push process, one worker for each queue, and beat."""
         web = [
             *("gunicorn", "dashboard.wsgi", f"--bind=127.0.0.1:{ports.web}", "--workers=2", "--threads=4"),
             # nothing outside the demo's folder
             *("--no-control-socket", f"--worker-tmp-dir={self.folder}"),
         ]
-        found = [self._child("web", web)]
+        push = [
+            *("gunicorn", "-c", "python:dashboard.push.server", "dashboard.push.wsgi"),
+            *(f"--bind=127.0.0.1:{ports.push}", "--workers=1", f"--worker-tmp-dir={self.folder}"),
+        ]
+        found = [self._child("web", web), self._child("push", push)]
         for queue, concurrency in _QUEUES.items():
             worker = [
                 "-Q",
@@ -135,6 +139,7 @@ def write_environment(
         "LEASEHOLD_TRUSTED_ORIGINS": f"http://127.0.0.1:{ports.web},http://localhost:{ports.web}",
         "LEASEHOLD_INSECURE_HTTP": "1",
         "DEMO_URL": f"http://127.0.0.1:{ports.web}",
+        "DEMO_PUSH_URL": f"http://127.0.0.1:{ports.push}",
         "DEMO_USER": USER,
         "DEMO_PASSWORD": secrets.token_urlsafe(12),
         "DEMO_VIEWER": VIEWER,

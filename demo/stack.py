@@ -86,6 +86,7 @@ class Stack:
         ports = self.ports
         return [
             ("Leasehold", f"127.0.0.1:{ports.web}"),
+            ("Leasehold's push process", f"127.0.0.1:{ports.push}"),
             ("PostgreSQL", f"127.0.0.1:{ports.postgres}"),
             ("Valkey", f"127.0.0.1:{ports.valkey}"),
             ("OpenBao", f"127.0.0.1:{ports.openbao}"),
@@ -192,14 +193,18 @@ class Stack:
 
     def _wait_until_ready(self) -> None:
         try:
-            self._wait_for_children(lambda: self._get("readyz")[0] == 200, what="Leasehold's /readyz", seconds=60)
+            self._wait_for_children(
+                lambda: self._get("readyz")[0] == self._get("healthz", of="DEMO_PUSH_URL")[0] == 200,
+                what="Leasehold's /readyz, and the push process",
+                seconds=60,
+            )
         except processes.NotReady as error:
             raise processes.NotReady(f"{error}\nIts last answer: {self._get('readyz')[1]}") from None
 
-    def _get(self, path: str) -> tuple[int, str]:
+    def _get(self, path: str, *, of: str = "DEMO_URL") -> tuple[int, str]:
         """Status (0: no answer) and the beginning of the text."""
         try:
-            with urllib.request.urlopen(f"{self.variables['DEMO_URL']}/{path}", timeout=5) as answer:  # noqa: S310
+            with urllib.request.urlopen(f"{self.variables[of]}/{path}", timeout=5) as answer:  # noqa: S310
                 return answer.status, answer.read().decode(errors="replace")[:1500]
         except urllib.error.HTTPError as error:
             return error.code, error.read().decode(errors="replace")[:1500]

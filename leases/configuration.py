@@ -3,6 +3,7 @@
 Streams stand in the same file and are applied by `audit.configuration`.
 """
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Literal
@@ -15,6 +16,11 @@ from leases import databases, health
 from leases.identity import KUBERNETES_CLAIMS, identify_again
 from leases.models import AuthMount, Cluster, Database, Policy, Vault
 from leases.models.sources import SourceKind
+
+# nothing of the last 30 days can be dropped: the database's own functions refuse it (audit/migrations/0005)
+FEWEST_DAYS, MOST_DAYS = 31, 36_500
+# no part of the prefix may be empty, "." or ".."
+S3_PLACE = re.compile(r"s3://[A-Za-z0-9][A-Za-z0-9._-]{1,254}(/(?!\.{1,2}(/|$))[^/\s]+)*/?")
 
 
 class ConfigurationError(Exception):
@@ -40,6 +46,7 @@ class LoginConfig(msgspec.Struct, forbid_unknown_fields=True):
 class NodeConfig(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     path: str = ""
+    push: bool = False
 
 
 class DeviceConfig(msgspec.Struct, forbid_unknown_fields=True):
@@ -84,6 +91,14 @@ class DatabaseConfig(msgspec.Struct, forbid_unknown_fields=True):
 class Policies(msgspec.Struct, forbid_unknown_fields=True):
     clock_skew_seconds: float = 2.0
     stale_after_seconds: float = 15.0
+    event_days: int = 400
+    raw_days: int = 0
+    archive: str = ""
+    archive_endpoint: str = ""
+    archive_region: str = ""
+    archive_ca_file: str = ""
+    archive_access_key: Reference | None = None
+    archive_secret_key: Reference | None = None
 
 
 class Configuration(msgspec.Struct, forbid_unknown_fields=True):
@@ -141,13 +156,62 @@ def problems(configuration: Configuration) -> list[str]:
             databases.get(database.kind)
         except databases.UnknownKind as error:
             found.append(f"database {database.name}: {error}")
+    found += unpushable(configuration)
     for vault in configuration.vaults:
         for name, login in [("observe", vault.observe), ("respond", vault.respond)]:
             if login and login.method != "token" and not (login.role and login.mount):
                 found.append(f"vault {vault.name}: [vaults.{name}] with method {login.method} needs mount and role")
         if vault.reconcile_seconds < 5:
             found.append(f"vault {vault.name}: reconcile_seconds must be 5 or more")
+    return found + retention_problems(configuration.policies)
+
+
+def retention_problems(policies: Policies) -> list[str]:
+    """What is wrong with how long things are kept, and with where they are moved to."""
+    found = []
+    for name, days in [("event_days", policies.event_days), ("raw_days", policies.raw_days)]:
+        if days != 0 and not FEWEST_DAYS <= days <= MOST_DAYS:
+            found.append(f"policies.{name} is {days}; write 0 (for ever) or {FEWEST_DAYS} to {MOST_DAYS}")
+    archive = policies.archive
+    bucket = archive.startswith("s3://")
+    if bucket and not S3_PLACE.fullmatch(archive):
+        found.append(f"policies.archive is {archive!r}; write s3://BUCKET or s3://BUCKET/PREFIX")
+    elif archive and not bucket and not _is_folder(archive):
+        found.append(f"policies.archive is {archive!r}; write the whole path of a folder, /…, or s3://BUCKET/PREFIX")
+    if not bucket:
+        found += [
+            f"policies.archive_{name} is for a bucket; archive must then be s3://BUCKET/PREFIX"
+            for name in ("endpoint", "region", "ca_file", "access_key", "secret_key")
+            if getattr(policies, f"archive_{name}")
+        ]
+    if bool(policies.archive_access_key) != bool(policies.archive_secret_key):
+        found.append("policies.archive_access_key and policies.archive_secret_key go together")
+    if endpoint := policies.archive_endpoint:
+        parts = urlsplit(endpoint)
+        if parts.scheme not in {"http", "https"} or not parts.hostname or parts.path.strip("/") or parts.query:
+            found.append(f"policies.archive_endpoint is {endpoint!r}; write https://HOST or https://HOST:PORT")
+        elif parts.username or parts.password:
+            found.append("policies.archive_endpoint may not hold a user or a password; name secrets by reference")
     return found
+
+
+def unpushable(configuration: Configuration) -> list[str]:
+    """Nodes with `push = true` that have a file as well, or names that no address can carry."""
+    found = []
+    for vault, device, node in [(v, d, n) for v in configuration.vaults for d in v.devices for n in d.nodes if n.push]:
+        stream = f"stream {vault.name}/{device.name}/{node.name}"
+        if node.path:
+            found.append(f"{stream} has path and push = true: a stream is followed or pushed, never both")
+        for what, name in (("vault", vault.name), ("device", device.name), ("node", node.name)):
+            # /ingest/VAULT/DEVICE/NODE: a device's path in Vault may hold slashes, so the others must not
+            parts = name.split("/") if what == "device" else [name]
+            if not name.isprintable() or any(part in {"", ".", ".."} or "/" in part for part in parts):
+                found.append(f"{stream}: a pushed stream's {what} cannot be named {name!r}")
+    return found
+
+
+def _is_folder(archive: str) -> bool:
+    return archive.startswith("/") and archive.strip("/") != "" and ".." not in archive.split("/")
 
 
 @transaction.atomic
@@ -158,6 +222,14 @@ def apply(configuration: Configuration) -> None:
         defaults={
             "clock_skew_seconds": configuration.policies.clock_skew_seconds,
             "stale_after_seconds": configuration.policies.stale_after_seconds,
+            "event_days": configuration.policies.event_days,
+            "raw_days": configuration.policies.raw_days,
+            "archive": configuration.policies.archive.rstrip("/"),
+            "archive_endpoint": configuration.policies.archive_endpoint.rstrip("/"),
+            "archive_region": configuration.policies.archive_region,
+            "archive_ca_file": configuration.policies.archive_ca_file,
+            "archive_access_key": _reference(configuration.policies.archive_access_key),
+            "archive_secret_key": _reference(configuration.policies.archive_secret_key),
         },
     )
     Vault.objects.update(retired=True)
@@ -206,7 +278,7 @@ def apply(configuration: Configuration) -> None:
             name=database_config.name,
             defaults={
                 "kind": database_config.kind,
-                "monitor": msgspec.to_builtins(database_config.monitor) if database_config.monitor else None,
+                "monitor": _reference(database_config.monitor),
             },
         )
         if row_.monitor:
@@ -215,3 +287,7 @@ def apply(configuration: Configuration) -> None:
     health.forget(SourceKind.VAULT, list(vaults))
     health.forget(SourceKind.CLUSTER, [c.name for c in configuration.clusters])
     health.forget(SourceKind.DATABASE, [f"{d.vault}/{d.mount.strip('/')}/{d.name}" for d in configuration.databases])
+
+
+def _reference(reference: Reference | None) -> dict[str, str] | None:
+    return msgspec.to_builtins(reference) if reference else None

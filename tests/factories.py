@@ -292,6 +292,11 @@ def event(
     return made
 
 
+def request_ids() -> set[str]:
+    """Of all events."""
+    return {event.request_id for event in Event.objects.all()}
+
+
 def attribution(lease: Lease, *, before: str, certainty: str, reason: str, seconds: float = 1) -> AttributionChange:
     named = certainty in NAMED
     return AttributionChange.objects.create(

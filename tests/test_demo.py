@@ -145,7 +145,7 @@ def test_the_demo_says_that_it_already_runs(up: tuple[Demo, str]) -> None:
 def test_the_status_names_every_part_and_the_product_finds_nothing_missing(up: tuple[Demo, str]) -> None:
     status = up[0].run("status")
     assert status.returncode == 0, status.stdout
-    for part in ("PostgreSQL", "Valkey", "OpenBao", "Kubernetes API", "pods", "web", "worker actions", "beat"):
+    for part in ("PostgreSQL", "Valkey", "OpenBao", "Kubernetes API", "pods", "web", "push", "worker actions", "beat"):
         assert part in status.stdout
     doctor = up[0].manage("doctor")
     assert doctor.returncode == 0, doctor.stdout + doctor.stderr

@@ -162,6 +162,15 @@ def test_only_the_actions_worker_can_respond_and_only_setup_owns_the_tables() ->
     } == {"leasehold-setup"}
 
 
+def test_the_push_process_is_given_the_database_alone() -> None:
+    service, pod = compose()["services"]["ingest-http"], pods()["leasehold-ingest-http"]
+    assert (service["secrets"], service["configs"]) == (["database_url"], [])
+    assert {"LEASEHOLD_DATABASE_URL_FILE", "LEASEHOLD_LOG_LEVEL"} == set(service["environment"])
+    mounted = [volume["secret"] for volume in pod["volumes"] if "secret" in volume]
+    assert [item["key"] for secret in mounted for item in secret["items"]] == ["database-url"]
+    assert all("envFrom" not in container for container in pod["containers"])
+
+
 def test_every_queue_has_a_worker_in_compose_and_in_kubernetes() -> None:
     routes = (ROOT / "dashboard" / "settings.py").read_text()
     queues = set(re.findall(r"\"queue\": \"(\w+)\"", routes)) | set(re.findall(r"DEFAULT_QUEUE = \"(\w+)\"", routes))

@@ -1,7 +1,9 @@
 """/healthz, /readyz and /metrics: for probes and Prometheus, without a log-in and without secrets."""
 
 import json
+import re
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ from django.utils import timezone
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_django.fixtures import Settings
 
-from audit.models import Stream
+from audit.models import Housekeeping, Stream
 from demo.processes import free_port
 from leases.models.sources import SourceKind
 from tests import factories
@@ -209,6 +211,14 @@ def test_the_numbers_are_those_of_the_ledger(client: Client) -> None:
     assert scene
 
 
+def test_every_metric_stands_in_the_docs_and_none_that_is_not_there(client: Client) -> None:
+    factories.scene()
+    Housekeeping.objects.update_or_create(pk=1, defaults={"kept_at": timezone.now()})
+    told = {name for name, _ in samples(client.get("/metrics"))}
+    table = (Path(__file__).resolve().parent.parent / "docs/install.md").read_text()
+    assert set(re.findall(r"^\| `(leasehold_\w+)` \|", table, re.M)) == told
+
+
 def test_probes_tell_no_identity_no_address_and_no_reference_to_a_secret(client: Client) -> None:
     scene = factories.scene()
     told = b"".join(client.get(path).content for path in ("/healthz", "/readyz", "/metrics")).decode()
@@ -229,5 +239,5 @@ def test_a_scrape_asks_as_often_for_many_rows_as_for_few(client: Client, django_
     factories.watched()
     for _ in range(30):
         factories.lease()
-    with django_assert_max_num_queries(14):
+    with django_assert_max_num_queries(15):
         client.get("/metrics")

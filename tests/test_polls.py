@@ -13,8 +13,8 @@ from django.db import DatabaseError, connection, transaction
 from django.utils import timezone
 
 from audit import configuration, follow, polls, queries
-from audit.ingest import ingest, position_of
-from audit.models import Gap, Stream
+from audit.ingest import ingest, ingest_all, position_of
+from audit.models import Gap, RawBlock, Stream
 from audit.polls import Poll, misses
 from leases import clients
 from leases import polls as noting
@@ -291,6 +291,39 @@ def test_a_refused_device_and_one_from_the_command_line_are_not_judged(log: Log)
     log.write(but={"file-a": {lost}})
     log.after(40).read()
     assert log.check() == []
+
+
+def test_a_pushed_stream_is_judged_by_the_lines_that_came_after(log: Log) -> None:
+    stream = Stream.objects.get(device__name="file-a")
+    lost = log.poll()
+    log.write(but={"file-a": {lost}})
+    log.after(40).read()
+    # nothing came after the poll: its shipper may hold it still, whenever its last batch came
+    Stream.objects.filter(pk=stream.pk).update(path="", pushed=True)
+    assert log.check() == []
+    Stream.objects.filter(pk=stream.pk).update(last_line_at=log.polls[-1][1] + timedelta(seconds=12))
+    assert log.check() == [], "a clock may be 2 s ahead"
+    Stream.objects.filter(pk=stream.pk).update(last_line_at=log.polls[-1][1] + timedelta(seconds=13))
+    (gap,) = log.check()
+    assert (gap.stream, polls.request_ids(gap)) == (stream, [lost])
+
+
+def test_what_a_stream_says_of_its_position_is_true_of_when_its_file_was_looked_at(log: Log) -> None:
+    stream = Stream.objects.get(device__name="file-a")
+    log.poll()
+    log.write()
+    chunk = follow.read(Path(stream.path), position_of(stream))
+    times = [log.now]
+
+    def clock() -> datetime:
+        # a worker that waits, or is stopped, between reading and storing
+        times.append(times[-1] + timedelta(minutes=1))
+        return times[-1]
+
+    list(ingest_all(stream.pk, iter([chunk]), expected=position_of(stream), clock=clock))
+    stream.refresh_from_db()
+    assert stream.read_at in times[1:3], "the first thing that it does is to look at the clock and at the file"
+    assert RawBlock.objects.filter(stream=stream).latest("sequence").at > stream.read_at
 
 
 def test_a_gap_stays_for_ever(log: Log) -> None:

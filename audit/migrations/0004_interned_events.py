@@ -324,6 +324,59 @@ class Migration(migrations.Migration):
             model_name='hourly',
             constraint=models.UniqueConstraint(fields=('vault', 'hour', 'kind', 'target', 'who'), name='hour_counts_once'),
         ),
+        migrations.CreateModel(
+            name='Dropped',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('of', models.TextField()),
+                ('day', models.DateField()),
+                ('first', models.IntegerField(null=True)),
+                ('last', models.IntegerField(null=True)),
+                ('blocks', models.PositiveIntegerField(null=True)),
+                ('archived', models.PositiveIntegerField(null=True)),
+                ('at', models.DateTimeField()),
+                ('stream', models.ForeignKey(null=True, on_delete=django.db.models.deletion.PROTECT, related_name='dropped', to='audit.stream')),
+            ],
+            options={
+                'indexes': [models.Index(fields=['stream', 'day'], name='dropped_of_stream')],
+            },
+        ),
+        migrations.CreateModel(
+            name='Housekeeping',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('kept_at', models.DateTimeField()),
+                ('tried_at', models.DateTimeField(null=True)),
+                ('cause', models.TextField(blank=True)),
+                ('fix', models.TextField(blank=True)),
+            ],
+            options={
+                'constraints': [models.CheckConstraint(condition=models.Q(('pk', 1)), name='there_is_one_house')],
+            },
+        ),
+        migrations.CreateModel(
+            name='Moved',
+            fields=[
+                ('id', models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name='ID')),
+                ('day', models.DateField()),
+                ('first', models.IntegerField()),
+                ('last', models.IntegerField()),
+                ('blocks', models.PositiveIntegerField()),
+                ('archive', models.TextField()),
+                ('name', models.TextField()),
+                ('size', models.BigIntegerField()),
+                ('sha256', models.TextField()),
+                ('chain_sha256', models.TextField()),
+                ('at', models.DateTimeField()),
+                ('stream', models.ForeignKey(on_delete=django.db.models.deletion.PROTECT, related_name='moved', to='audit.stream')),
+            ],
+            options={
+                'constraints': [
+                    models.CheckConstraint(condition=models.Q(('first__lte', models.F('last'))), name='a_moved_file_has_blocks'),
+                    models.UniqueConstraint(fields=('stream', 'day', 'first'), name='a_block_is_moved_once'),
+                ],
+            },
+        ),
         # their tables are partitioned: migration 0005 makes them
         migrations.SeparateDatabaseAndState(state_operations=[
         migrations.CreateModel(

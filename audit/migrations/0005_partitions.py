@@ -107,27 +107,52 @@ BEGIN
   RETURN made;
 END $$;
 
-CREATE FUNCTION leasehold_drop_day(day date, raw boolean) RETURNS boolean
+-- No partition goes without a record, and only this function can write one: whoever takes over the application can drop what
+-- policy lets it drop anyway, but not without leaving when, what, and whether it was in the archive.
+CREATE FUNCTION leasehold_drop_day(the_day date, parent text) RETURNS boolean
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, public, pg_temp AS $$
 DECLARE
-  suffix text := to_char(day, '_YYYYMMDD');
-  parent text;
-  dropped boolean := false;
+  part text := parent || to_char(the_day, '_YYYYMMDD');
+  moved text := 'EXISTS (SELECT FROM public.audit_moved m WHERE m.stream_id = b.stream_id AND m.day = $1'
+    ' AND b.sequence BETWEEN m.first AND m.last)';
+  missing bigint;
 BEGIN
-  IF day > current_date - 30 THEN
-    RAISE EXCEPTION 'nothing of % can be dropped: it is less than 30 days old', day;
+  IF parent <> ALL (ARRAY['audit_event', 'audit_furthersighting', 'audit_blocklines']) THEN
+    RAISE EXCEPTION '% has no days', parent;
   END IF;
-  FOREACH parent IN ARRAY CASE WHEN raw THEN ARRAY['audit_blocklines'] ELSE ARRAY['audit_event', 'audit_furthersighting'] END LOOP
-    IF to_regclass('public.' || parent || suffix) IS NOT NULL THEN
-      EXECUTE format('DROP TABLE public.%I', parent || suffix);
-      dropped := true;
+  IF the_day > current_date - 30 THEN
+    RAISE EXCEPTION 'nothing of % can be dropped: it is less than 30 days old', the_day;
+  END IF;
+  -- the whole first, as everybody else does: then nobody waits for us who holds what we wait for
+  EXECUTE format('LOCK TABLE ONLY public.%I IN ACCESS EXCLUSIVE MODE', parent);
+  IF to_regclass('public.' || part) IS NULL THEN
+    RETURN false;
+  END IF;
+  EXECUTE format('LOCK TABLE public.%I IN ACCESS EXCLUSIVE MODE', part);
+  IF parent = 'audit_blocklines' THEN
+    IF EXISTS (SELECT FROM public.leases_policy WHERE archive <> '') THEN
+      EXECUTE format('SELECT count(*) FROM public.%I b WHERE NOT ' || moved, part) INTO missing USING the_day;
+      IF missing > 0 THEN
+        RAISE EXCEPTION '% blocks of % are not in the archive', missing, the_day USING ERRCODE = 'object_not_in_prerequisite_state';
+      END IF;
     END IF;
-  END LOOP;
-  RETURN dropped;
+    EXECUTE format(
+      'INSERT INTO public.audit_dropped (of, day, stream_id, first, last, blocks, archived, at)'
+      ' SELECT $2, $1, b.stream_id, min(b.sequence), max(b.sequence), count(*), count(*) FILTER (WHERE ' || moved || '),'
+      ' clock_timestamp() FROM public.%I b GROUP BY b.stream_id', part
+    ) USING the_day, parent;
+  ELSE
+    INSERT INTO public.audit_dropped (of, day, at) VALUES (parent, the_day, clock_timestamp());
+  END IF;
+  EXECUTE format('DROP TABLE public.%I', part);
+  RETURN true;
 END $$;
 
-REVOKE EXECUTE ON FUNCTION leasehold_make_day(date), leasehold_drop_day(date, boolean) FROM PUBLIC;
-GRANT EXECUTE ON FUNCTION leasehold_make_day(date), leasehold_drop_day(date, boolean) TO {role};
+REVOKE EXECUTE ON FUNCTION leasehold_make_day(date), leasehold_drop_day(date, text) FROM PUBLIC;
+GRANT EXECUTE ON FUNCTION leasehold_make_day(date), leasehold_drop_day(date, text) TO {role};
+
+-- written by leasehold_drop_day() alone
+REVOKE INSERT ON audit_dropped FROM {role};
 
 -- what `rebuild` makes again from the raw lines
 GRANT TRUNCATE ON audit_event, audit_furthersighting, audit_hourly, audit_renewals, audit_hash, audit_ending, audit_leasetoken TO {role};
@@ -145,4 +170,5 @@ class Migration(migrations.Migration):
     operations = [
         migrations.RunPython(make, migrations.RunPython.noop),
         append_only("audit_rawblock", "audit_blocklines", "audit_rejectedline", "audit_conflict", "audit_gap"),
+        append_only("audit_moved", "audit_dropped"),
     ]

@@ -15,6 +15,7 @@ from audit.models.events import (
     Who,
 )
 from audit.models.history import AttributionChange
+from audit.models.retention import Dropped, Housekeeping, Moved
 from audit.models.streams import (
     BlockLines,
     Conflict,
@@ -32,13 +33,16 @@ __all__ = [
     "Conflict",
     "Coverage",
     "Device",
+    "Dropped",
     "Ending",
     "Event",
     "Gap",
     "Hash",
     "Hourly",
+    "Housekeeping",
     "Kind",
     "LeaseToken",
+    "Moved",
     "RawBlock",
     "RejectedLine",
     "Renewals",

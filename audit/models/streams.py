@@ -4,6 +4,8 @@ from django.db import models
 
 from leases.models import Vault
 
+SHA256_OR_NONE = r"^([0-9a-f]{64})?$"
+
 
 class Device(models.Model):
     """An audit device of a vault. One enablement has one salt: `salt_probe` is the hash of a fixed text under it."""
@@ -26,6 +28,11 @@ class Stream(models.Model):
     device = models.ForeignKey(Device, models.CASCADE, related_name="streams")
     node = models.TextField()
     path = models.TextField(blank=True)
+    # a log shipper sends its lines over HTTP, instead of a worker following a file
+    pushed = models.BooleanField(default=False)
+    # the shipper's bearer token, which is kept nowhere; and the one before it, until the new one is used
+    push_token_sha256 = models.TextField(blank=True)
+    push_token_before_sha256 = models.TextField(blank=True)
     retired = models.BooleanField(default=False)
     # a followed file is known by device and inode and by the SHA-256 of its first bytes
     file_inode = models.TextField(blank=True)
@@ -59,6 +66,19 @@ class Stream(models.Model):
                     + models.F("conflicts")
                 ),
                 name="every_line_became_one_thing",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(pushed=False) | models.Q(path=""), name="a_stream_has_one_way_in"
+            ),
+            models.CheckConstraint(
+                condition=models.Q(push_token_sha256="", push_token_before_sha256="") | models.Q(pushed=True),
+                name="only_a_pushed_stream_has_a_token",
+            ),
+            models.CheckConstraint(
+                condition=models.Q(
+                    push_token_sha256__regex=SHA256_OR_NONE, push_token_before_sha256__regex=SHA256_OR_NONE
+                ),
+                name="a_token_is_kept_as_its_hash",
             ),
         ]
 

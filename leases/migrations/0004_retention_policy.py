@@ -17,6 +17,31 @@ class Migration(migrations.Migration):
         ),
         migrations.AddField(
             model_name='policy',
+            name='archive_endpoint',
+            field=models.TextField(blank=True),
+        ),
+        migrations.AddField(
+            model_name='policy',
+            name='archive_region',
+            field=models.TextField(blank=True),
+        ),
+        migrations.AddField(
+            model_name='policy',
+            name='archive_ca_file',
+            field=models.TextField(blank=True),
+        ),
+        migrations.AddField(
+            model_name='policy',
+            name='archive_access_key',
+            field=models.JSONField(null=True),
+        ),
+        migrations.AddField(
+            model_name='policy',
+            name='archive_secret_key',
+            field=models.JSONField(null=True),
+        ),
+        migrations.AddField(
+            model_name='policy',
             name='event_days',
             field=models.PositiveIntegerField(default=400),
         ),

@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 
 class Migration(migrations.Migration):
-    dependencies = [("leases", "0004_retention_policy")]
+    dependencies = [("leases", "0005_pod_lookups")]
     operations = [
         migrations.CreateModel(
             name="OwnRequest",

@@ -1,6 +1,8 @@
 """Pod history: it stays after the pod is gone, because a lease may outlive its pod."""
 
 from django.db import models
+from django.db.models import F
+from django.db.models.functions import Coalesce
 
 from leases.models.sources import Cluster
 
@@ -25,6 +27,12 @@ class Pod(models.Model):
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["cluster", "uid"], name="pod_uid_is_unique_in_its_cluster")]
+        indexes = [
+            # evidence.unplaced_pods(): which pods of this service account started around that time
+            models.Index(
+                fields=["cluster", "namespace", "service_account", "started_at"], name="pod_by_service_account"
+            )
+        ]
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"
@@ -46,8 +54,16 @@ class PodAddress(models.Model):
                 name="pod_address_ends_after_its_start",
             ),
         ]
-        # attribute.candidates(): who had this address at that time
-        indexes = [models.Index(fields=["address", "from_at"], name="pod_address_by_address")]
+        indexes = [
+            # evidence.addresses_of(): who had this address around that time. Most of the past of an address that is reused
+            # ended before: the index begins where the time does, and reads nothing else of it from the table.
+            models.Index(
+                F("address"),
+                Coalesce("to_at", models.Value("infinity"), output_field=models.DateTimeField()),
+                F("from_at"),
+                name="pod_address_by_address",
+            )
+        ]
 
     def __str__(self) -> str:
         return str(self.address)
@@ -66,7 +82,7 @@ class WatchPeriod(models.Model):
                 condition=models.Q(to_at__gte=models.F("from_at")), name="watch_period_ends_after_its_start"
             )
         ]
-        # attribute.gapless(): is this moment inside one period
+        # proven(): the periods that had not ended before that time
         indexes = [models.Index(fields=["cluster", "to_at"], name="watch_period_by_end")]
 
     def __str__(self) -> str:

@@ -16,6 +16,12 @@ class Policy(models.Model):
     raw_days = models.PositiveIntegerField(default=0)
     # where raw lines are moved to before they are dropped: a folder, or s3://BUCKET/PREFIX; empty: they are only dropped
     archive = models.TextField(blank=True)
+    # of a bucket; without keys the ones that the worker's surroundings give it (environment, role of its pod)
+    archive_endpoint = models.TextField(blank=True)
+    archive_region = models.TextField(blank=True)
+    archive_ca_file = models.TextField(blank=True)
+    archive_access_key = models.JSONField(null=True)
+    archive_secret_key = models.JSONField(null=True)
 
     class Meta:
         constraints = [models.CheckConstraint(condition=models.Q(pk=1), name="there_is_one_policy")]

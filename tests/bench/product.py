@@ -22,12 +22,12 @@ EVENTS = "audit_event"
 def pipeline(path: Path, *, vault: str) -> int:
     """Ingests the file as one stream of that vault, as its worker does; gives the lines that were taken as event parts."""
     stream = stream_named(vault, "file", "node")
-    return sum(c.parts for c in ingest_all(stream.pk, chunks(path), expected=None, now=timezone.now()))
+    return sum(c.parts for _, c in ingest_all(stream.pk, chunks(path), expected=None, clock=timezone.now))
 
 
 def chunks(path: Path) -> Iterator[follow.Chunk]:
     position = follow.Position()
-    while (chunk := follow.read(path, position)).lines:
+    while (chunk := follow.read(path, position, finished=True)).lines:
         yield chunk
         position = chunk.position
 

@@ -4,8 +4,9 @@ from typing import Any
 
 from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
+from django.utils import timezone
 
-from audit import configuration
+from audit import configuration, retention
 from leases.configuration import ConfigurationError, load
 
 
@@ -18,6 +19,8 @@ class Command(BaseCommand):
         except ConfigurationError as error:
             raise CommandError(str(error)) from error
         configuration.apply(config)
+        retention.make_ahead(now=timezone.now())
+        retention.ask_anew(now=timezone.now())
         streams = sum(len(device.nodes) for vault in config.vaults for device in vault.devices)
         self.stdout.write(
             f"Applied {settings.CONFIG_FILE}: {len(config.vaults)} vaults, {streams} streams, "
