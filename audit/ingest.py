@@ -76,11 +76,12 @@ def ingest_all(
     """
     with ThreadPoolExecutor(1, thread_name_prefix="parse") as parser:
 
-        def next_one() -> tuple[Chunk, Batch] | None:
+        def next_one() -> tuple[Chunk, Batch, datetime] | None:
+            looked_at = clock()
             chunk = next(chunks, None)
             if chunk is None:
                 return None
-            return chunk, take_apart(chunk.lines, offset=chunk.offset_from, limits=within)
+            return chunk, take_apart(chunk.lines, offset=chunk.offset_from, limits=within), looked_at
 
         within = limits(now=clock())
         waiting = parser.submit(next_one)
@@ -92,10 +93,10 @@ def ingest_all(
                 raise
             if item is None:
                 return
-            chunk, batch = item
+            chunk, batch, looked_at = item
             within = limits(now=clock())
             waiting = parser.submit(next_one)
-            counts = store(stream_id, batch, chunk, expected=expected, now=clock())
+            counts = store(stream_id, batch, chunk, expected=expected, now=clock(), looked_at=looked_at)
             if not counts.lines and batch.lines:
                 return
             if expected is not None:
@@ -120,20 +121,31 @@ def refuse(stream_id: int, error: RawSecret, *, now: datetime) -> None:
     )
 
 
-def store(stream_id: int, batch: Batch, chunk: Chunk, *, expected: Position | None, now: datetime) -> Counts:
-    """The transaction: all of it, or nothing."""
+def store(
+    stream_id: int,
+    batch: Batch,
+    chunk: Chunk,
+    *,
+    expected: Position | None,
+    now: datetime,
+    looked_at: datetime | None = None,
+) -> Counts:
+    """The transaction: all of it, or nothing. `looked_at`: when the file was read, where that was not just now; what the
+    stream says of its position must be true of that time (audit.polls)."""
     stream = Stream.objects.select_related("device__vault").get(pk=stream_id)
     intern.check()
     intern_all(stream, batch)
     try:
-        return _store_alone(stream, batch, chunk, expected=expected, now=now)
+        return _store_alone(stream, batch, chunk, expected=expected, now=now, looked_at=looked_at or now)
     except BaseException:
         # ids that were made inside the transaction are gone with it
         intern.forget()
         raise
 
 
-def _store_alone(stream: Stream, batch: Batch, chunk: Chunk, *, expected: Position | None, now: datetime) -> Counts:
+def _store_alone(
+    stream: Stream, batch: Batch, chunk: Chunk, *, expected: Position | None, now: datetime, looked_at: datetime
+) -> Counts:
     with transaction.atomic():
         with connection.cursor() as cursor:
             # one writer a vault: whoever tells of an event first, the others find it
@@ -148,7 +160,7 @@ def _store_alone(stream: Stream, batch: Batch, chunk: Chunk, *, expected: Positi
         if expected is not None and position_of(stream) != expected:
             return Counts()
         partitions.make_for(days(batch, now=now))
-        return _store(stream, batch, chunk, now=now)
+        return _store(stream, batch, chunk, now=now, looked_at=looked_at)
 
 
 def position_of(stream: Stream) -> Position:
@@ -227,7 +239,7 @@ def days(batch: Batch, *, now: datetime) -> set[date]:
     return found | {block.until.date() for block in batch.blocks if block.until != OLDEST}
 
 
-def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Counts:
+def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime, looked_at: datetime) -> Counts:
     plan = make_plan(stream, batch)
     used = {half.block for half in plan.fresh} | {r.block for r in plan.rejects} | {c.half.block for c in plan.clashes}
     sequences = blocks.append(stream, [(number, batch.blocks[number]) for number in sorted(used)], now=now)
@@ -236,7 +248,7 @@ def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime) -> Coun
     counts, touched = derive(stream, batch, plan, sequences, stored_at=[now] * len(batch.blocks))
     ledger.conclude(stream, plan, touched, now=now)
     stream.file_inode, stream.file_start = chunk.position.inode, chunk.position.start
-    stream.offset, stream.unread_bytes, stream.read_at = chunk.position.offset, chunk.unread, now
+    stream.offset, stream.unread_bytes, stream.read_at = chunk.position.offset, chunk.unread, looked_at
     for name in COUNTED:
         setattr(stream, name, getattr(stream, name) + getattr(counts, name))
     stream.save(update_fields=INGEST_OWNS)

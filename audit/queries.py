@@ -1,14 +1,31 @@
 """Reads of what happened: streams, a lease's events and sightings, how its attribution changed. Nothing here writes."""
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.db import connection
+from django.db.models import Count, OuterRef, Q, Subquery, Sum
 
-from audit import intern, push
-from audit.models import AttributionChange, Event, Sighting, Stream, Text
+from audit import glue, intern, polls, push
+from audit.batch import hour
+from audit.blocks import lines_of
+from audit.hours import HOUR, Hour, Period, hours, periods, unread_since
+from audit.models import (
+    AttributionChange,
+    Conflict,
+    Coverage,
+    Event,
+    Gap,
+    RawBlock,
+    RejectedLine,
+    Sighting,
+    Stream,
+    Text,
+)
+from audit.tables import line_digest
 from leases import health
 from leases.models import Lease, Vault
 from leases.models.sources import SourceKind
@@ -16,6 +33,9 @@ from leases.queries import Source, source, source_states
 from leases.queries import sources as other_sources
 
 MOST_EVENTS = 50
+MOST_LINES = 50
+# rows, of which a minute of missing polls is one
+MOST_GAPS = 500
 
 
 def streams() -> list[Stream]:
@@ -82,6 +102,138 @@ def stream_statuses(*, now: datetime) -> list[StreamStatus]:
 def sources(*, now: datetime) -> list[Source]:
     """Everything that is watched: vaults, clusters, databases, streams."""
     return other_sources(now=now) + [status.source for status in stream_statuses(now=now)]
+
+
+# --- how complete a stream is ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Completeness:
+    """Some hours of one stream, oldest first, and what of them is not as it should be."""
+
+    hours: list[Hour]
+    gaps: list[Period]
+    # the first hour in which the stream had lines
+    first_at: datetime | None
+
+    @property
+    def empty(self) -> bool:
+        """Nothing is known of any of the hours."""
+        return not any(hour.row or hour.gaps or hour.unread for hour in self.hours)
+
+    @property
+    def open_gaps(self) -> int:
+        return sum(not gap.closed for gap in self.gaps)
+
+    @property
+    def unpaired(self) -> int:
+        return sum(hour.row.unpaired for hour in self.hours if hour.row)
+
+
+def completeness(
+    streams: Collection[Stream], *, from_at: datetime, to_at: datetime, now: datetime
+) -> dict[int, Completeness]:
+    """Each stream's hours that begin in [from, to), and its gaps of that time."""
+    late = health.stale_after()
+    rows: dict[int, dict[datetime, Coverage]] = defaultdict(dict)
+    for row in Coverage.objects.filter(stream__in=streams, hour__gte=hour(from_at), hour__lt=to_at):
+        rows[row.stream_id][row.hour] = row
+    gaps: dict[int, list[Gap]] = defaultdict(list)
+    begun = Q(from_at__lt=to_at) | Q(from_at=None, to_at__lt=to_at)
+    known = list(
+        Gap.objects.filter(begun, stream__in=streams, to_at__gte=hour(from_at))
+        .select_related("stream")
+        .order_by("to_at", "id")
+    )
+    closed = polls.turned_up(known)
+    for gap in known:
+        gaps[gap.stream_id].append(gap)
+    earliest = Coverage.objects.filter(stream=OuterRef("pk")).order_by("hour").values("hour")[:1]
+    first = dict(
+        Stream.objects.filter(pk__in=[stream.pk for stream in streams])
+        .annotate(first_hour=Subquery(earliest))
+        .values_list("pk", "first_hour")
+    )
+    found = {}
+    for stream in streams:
+        of_stream = periods(gaps[stream.pk], closed=closed)
+        within = hours(
+            from_at=hour(from_at),
+            to_at=to_at,
+            rows=rows[stream.pk],
+            gaps=of_stream,
+            first_at=first.get(stream.pk),
+            unread_since=unread_since(
+                followed=bool(stream.path) and not stream.retired,
+                read_at=stream.read_at,
+                last_line_at=stream.last_line_at,
+                unread_bytes=stream.unread_bytes,
+                late=late,
+                now=now,
+            ),
+            late_after=late.total_seconds(),
+        )
+        found[stream.pk] = Completeness(within, of_stream, first.get(stream.pk))
+    return found
+
+
+def last_day(streams: Collection[Stream], *, now: datetime) -> dict[int, Completeness]:
+    """The last 24 hours, of which the present one is the last."""
+    return completeness(streams, from_at=hour(now) - 23 * HOUR, to_at=now, now=now)
+
+
+def stream(pk: int) -> Stream | None:
+    return Stream.objects.select_related("device__vault").filter(pk=pk).first()
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Events of which a stream has both halves, and one half; over all of its hours."""
+
+    pairs: int
+    unpaired: int
+
+
+def paired(stream: Stream) -> Paired:
+    sums = Coverage.objects.filter(stream=stream).aggregate(pairs=Sum("pairs"), unpaired=Sum("unpaired"))
+    return Paired(sums["pairs"] or 0, sums["unpaired"] or 0)
+
+
+def newest_gaps(stream: Stream, *, limit: int = MOST_LINES) -> list[Period]:
+    """Gaps of a stream, newest first, of all that are known."""
+    newest = Gap.objects.filter(stream=stream).select_related("stream").order_by("-to_at", "-id")[:MOST_GAPS]
+    gaps = list(reversed(newest))
+    return periods(gaps, closed=polls.turned_up(gaps))[: -limit - 1 : -1]
+
+
+def gaps_by_stream() -> dict[int, int]:
+    """How many gaps were ever recorded for each stream that has any."""
+    return {row["stream"]: row["n"] for row in Gap.objects.order_by().values("stream").annotate(n=Count("id"))}
+
+
+def newest_rejected(stream: Stream) -> list[RejectedLine]:
+    return list(RejectedLine.objects.filter(stream=stream).order_by("-id")[:MOST_LINES])
+
+
+def newest_conflicts(stream: Stream) -> list[Conflict]:
+    return list(Conflict.objects.filter(stream=stream).order_by("-id")[:MOST_LINES])
+
+
+def rejected_line(stream_pk: int, pk: int) -> RejectedLine | None:
+    return RejectedLine.objects.filter(stream=stream_pk, pk=pk).select_related("stream__device__vault").first()
+
+
+def rejected_bytes(rejected: RejectedLine) -> bytes | None:
+    """What the line says, out of its block; only the rejected piece of a line with several. None if the block was moved."""
+    block = RawBlock.objects.filter(stream=rejected.stream_id, sequence=rejected.block_sequence).first()
+    lines = lines_of(block) if block is not None else None
+    if lines is None:
+        return None
+    line = (lines.split(b"\n")[rejected.line_number : rejected.line_number + 1] or [b""])[0]
+    return next((piece for piece in glue.pieces(line) if line_digest(piece) == rejected.digest), line)
+
+
+# --- one lease ---------------------------------------------------------------------------------------------------
 
 
 def lease_history(lease: Lease) -> list[AttributionChange]:

@@ -9,12 +9,12 @@ from celery import shared_task
 from django.db import DataError
 from django.utils import timezone
 
-from audit import attribute, follow, retention, users
+from audit import attribute, follow, polls, retention, users
 from audit.ingest import Rebuilding, ingest_all, position_of
 from audit.models import Device, Stream
 from audit.secrets import RawSecret
 from leases import health
-from leases.models import Database
+from leases.models import Database, OwnRequest
 from leases.models.sources import SourceKind
 from leases.tasks import TURN_SECONDS
 from leases.turns import turn
@@ -60,7 +60,10 @@ def read_on(stream_id: int, *, until: float = 0.0) -> bool | None:
     if stream.refused or stream.retired:
         return None
     before = position_of(stream)
-    unread, taken = 0, False
+    unread: int | None = None
+    taken = False
+    # taken before the file is looked at: "read to its end at 10:00" must never be said of how it was earlier
+    looked_at = timezone.now()
 
     def chunks() -> Iterator[follow.Chunk]:
         nonlocal unread
@@ -92,8 +95,8 @@ def read_on(stream_id: int, *, until: float = 0.0) -> bool | None:
             now=timezone.now(),
         )
         return None
-    if not taken:
-        Stream.objects.filter(pk=stream_id).update(read_at=timezone.now(), unread_bytes=unread)
+    if not taken and unread is not None:
+        Stream.objects.filter(pk=stream_id).update(read_at=looked_at, unread_bytes=unread)
     health.report_ok(SourceKind.STREAM, str(stream), now=timezone.now())
     return taken
 
@@ -140,6 +143,15 @@ def keep_house() -> None:
         log.warning("housekeeping: %s", problem)
     if not kept.complete:
         keep_house.apply_async(expires=60)
+
+
+@shared_task
+def check_polls() -> None:
+    """Did every audit device log the polls that were noted?"""
+    for vault_id in OwnRequest.objects.order_by("vault").values_list("vault", flat=True).distinct():
+        with turn("check polls", vault_id) as mine:
+            for gap in polls.check(vault_id, now=timezone.now()) if mine else []:
+                log.warning("gap in stream %s: %s", gap.stream_id, gap.what)
 
 
 @shared_task

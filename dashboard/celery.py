@@ -27,6 +27,7 @@ app.conf.beat_schedule = {
     "attribute-open": _every("audit.tasks.attribute_open", 1.0),
     "check-vaults": _every("leases.tasks.check_vaults", 5.0),
     "check-salts": _every("audit.tasks.check_salts", 60.0),
+    "check-polls": _every("audit.tasks.check_polls", 10.0),
     # does something once an hour; asked often, because a clock that was started anew counts from its start
     "keep-house": _every("audit.tasks.keep_house", 60.0),
     "reconcile-leases": _every("leases.tasks.reconcile_leases", 5.0),

@@ -14,9 +14,11 @@ from dashboard.version import VERSION
 from leases import queries
 
 STREAM_COUNTERS = {
-    "lines": "Audit lines read",
+    "lines": "Audit lines read: the sum of parts, duplicates, rejected, expired and conflicts",
+    "parts": "Lines that became a part of an event",
     "duplicates": "Audit lines that were there already",
     "rejected": "Lines that are no audit entry",
+    "expired": "Lines older than retention",
     "redacted": "Lines in which token-shaped text was redacted",
     "conflicts": "Lines whose key was known with other content",
 }
@@ -71,16 +73,38 @@ class LedgerCollector(Collector):
             [(labels, status.stream.unread_bytes) for labels, status in labelled],
         )
         yield _gauge(
+            "leasehold_stream_last_line_timestamp_seconds",
+            "The newest line's own time",
+            ["vault", "device", "node"],
+            [(labels, at.timestamp()) for labels, status in labelled if (at := status.stream.last_line_at)],
+        )
+        yield _gauge(
             "leasehold_stream_read_timestamp_seconds",
             "When the stream's file was last looked at, or its last batch was pushed",
             ["vault", "device", "node"],
             [(labels, status.stream.read_at.timestamp()) for labels, status in labelled if status.stream.read_at],
         )
-        for name, text in STREAM_COUNTERS.items():
-            counter = CounterMetricFamily(f"leasehold_stream_{name}", text, labels=["vault", "device", "node"])
-            for labels, status in labelled:
-                counter.add_metric(labels, getattr(status.stream, name))
-            yield counter
+        gaps = audit.queries.gaps_by_stream()
+        counters = [
+            (name, text, [(labels, getattr(status.stream, name)) for labels, status in labelled])
+            for name, text in STREAM_COUNTERS.items()
+        ]
+        counters.append(
+            (
+                "gaps",
+                "Records of lines that are known to be missing, closed ones too",
+                [(labels, gaps.get(status.stream.pk, 0)) for labels, status in labelled],
+            )
+        )
+        for name, text, values in counters:
+            yield _counter(f"leasehold_stream_{name}", text, ["vault", "device", "node"], values)
+
+
+def _counter(name: str, text: str, labels: list[str], values: list[tuple[list[str], float]]) -> Metric:
+    counter = CounterMetricFamily(name, text, labels=labels)
+    for label_values, value in values:
+        counter.add_metric(label_values, value)
+    return counter
 
 
 def _house(*, now: datetime) -> Iterator[Metric]:

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from audit.hours import Hour
+from audit.models import Coverage
 from leases.queries import LiveCount, Use, certainties
 
 
@@ -71,3 +73,24 @@ def uses_by_database(uses: Iterable[Use], known: Iterable[tuple[str, str, str]])
         grouped.setdefault((use.vault, use.mount, use.database), []).append(use)
     order = sorted(grouped.items(), key=lambda item: (item[0][2] == "", item[0]))
     return [DatabaseUse(*key, rows) for key, rows in order]
+
+
+HOURLY_SUMS = ("lines", "pairs", "unpaired", "duplicates", "rejected", "expired", "conflicts", "redacted")
+
+
+def total(hours: Iterable[Hour]) -> Coverage:
+    """The hours' counts added up, and the worst of their lags; a row that is in no table."""
+    rows = [hour.row for hour in hours if hour.row]
+    sums = {name: sum(getattr(row, name) for row in rows) for name in HOURLY_SUMS}
+    return Coverage(**sums, lag_seconds=max((row.lag_seconds for row in rows), default=0.0))
+
+
+# of a line that nobody understands; a page is no place for sixteen megabytes
+MOST_CHARACTERS = 2000
+
+
+def readable(line: bytes) -> str:
+    """The beginning of a line, with whatever does not print (NULs, marks that turn the direction of writing) spelled out."""
+    # a character has at most four bytes
+    text = line[: 4 * MOST_CHARACTERS].decode(errors="backslashreplace")[:MOST_CHARACTERS]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)[:MOST_CHARACTERS]

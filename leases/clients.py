@@ -4,6 +4,9 @@ import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 
+from django.utils import timezone
+
+from leases import polls
 from leases.errors import SourceError
 from leases.kube import KubeClient
 from leases.models import Cluster, Database, Vault
@@ -17,7 +20,7 @@ class NotConfigured(SourceError):
 
 def observer(vault: Vault) -> VaultClient:
     """The client that reads: lists and looks up leases, hashes, reads database configuration."""
-    return _client(vault, vault.observe, "observe")
+    return _client(vault, vault.observe, "observe", polls_of=vault.pk)
 
 
 def responder(vault: Vault) -> VaultClient:
@@ -25,18 +28,25 @@ def responder(vault: Vault) -> VaultClient:
     return _client(vault, vault.respond, "respond")
 
 
-def _client(vault: Vault, login: Mapping[str, object] | None, account: str) -> VaultClient:
+def _client(
+    vault: Vault, login: Mapping[str, object] | None, account: str, *, polls_of: int | None = None
+) -> VaultClient:
     if not login:
         raise NotConfigured(
             f"Vault {vault.name} has no account to {account} with",
             f"Add [vaults.{account}] to leasehold.toml and run `manage.py configure`.",
         )
-    return _cached(vault.address, vault.ca_file, vault.namespace, json.dumps(login, sort_keys=True))
+    return _cached(vault.address, vault.ca_file, vault.namespace, json.dumps(login, sort_keys=True), polls_of)
 
 
 @lru_cache(maxsize=64)
-def _cached(address: str, ca_file: str, namespace: str, login: str) -> VaultClient:
+def _cached(address: str, ca_file: str, namespace: str, login: str, polls_of: int | None) -> VaultClient:
     parts = json.loads(login)
+
+    def note(request_id: str) -> None:
+        if polls_of is not None:
+            polls.note(polls_of, request_id, now=timezone.now())
+
     return VaultClient(
         address,
         LoginMethod(
@@ -47,6 +57,7 @@ def _cached(address: str, ca_file: str, namespace: str, login: str) -> VaultClie
         ),
         ca_file=ca_file or None,
         namespace=namespace or None,
+        on_request_id=note,
     )
 
 

@@ -194,6 +194,7 @@ class VaultClient:
     """One account on one Vault. Logs in at the first call that needs a token and keeps the token in memory only.
 
     Not shared between threads. Each call raises VaultError; `timeout_seconds` limits connecting and each wait for data.
+    `on_request_id` is told the id of each request whose answer bears one: the audit log has it under the same.
     """
 
     def __init__(
@@ -204,9 +205,11 @@ class VaultClient:
         ca_file: str | None = None,
         namespace: str | None = None,
         timeout_seconds: float = 5.0,
+        on_request_id: Callable[[str], object] | None = None,
     ) -> None:
         self.address = address.rstrip("/")
         self.last_request_id: str | None = None
+        self._on_request_id = on_request_id
         self._login = login
         self._renewable = False
         self._logged_in_at = self._renew_at = 0.0
@@ -525,6 +528,8 @@ class VaultClient:
         envelope = self._decode(answer.content, _Envelope)
         if envelope.request_id:
             self.last_request_id = envelope.request_id
+            if self._on_request_id is not None:
+                self._on_request_id(envelope.request_id)
         return envelope
 
     def _refused(self, answer: requests.Response, path: str) -> VaultError:

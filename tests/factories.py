@@ -1,5 +1,6 @@
 """Rows for tests of pages and probes: plain functions with sound defaults. `scene()` is a whole evening's worth."""
 
+import json
 import secrets
 import uuid
 from datetime import datetime, timedelta
@@ -7,10 +8,13 @@ from typing import Any
 
 from django.contrib.auth.models import Group, User
 from django.db import connection
+from django.db.models import F
 from django.utils import timezone
 
-from audit import intern, partitions
-from audit.models import AttributionChange, Device, Event, Stream
+from audit import follow, intern, partitions
+from audit.batch import hour
+from audit.ingest import ingest
+from audit.models import AttributionChange, Conflict, Coverage, Device, Event, Gap, RejectedLine, Stream
 from leases.models import (
     Action,
     ActionStep,
@@ -65,6 +69,74 @@ def stream(device: str = "file-a", node: str = "bao-0", **fields: Any) -> Stream
         device=row, node=node, defaults={"path": f"/var/log/openbao/{device}.log", **fields}
     )
     return found
+
+
+def coverage(stream: Stream, *, hours_ago: int = 0, **counts: Any) -> Coverage:
+    """One hour of a stream; without `counts` a thousand whole pairs."""
+    counts = counts or {"lines": 2000, "pairs": 1000, "lag_seconds": 0.4}
+    at = hour(timezone.now()) - timedelta(hours=hours_ago)
+    row, _ = Coverage.objects.update_or_create(stream=stream, hour=at, defaults=counts)
+    return row
+
+
+def gap(stream: Stream, *, kind: str = "replaced", hours_ago: float = 2, seconds: float = 40, **fields: Any) -> Gap:
+    """Lines that were lost within `seconds` up to some hours ago."""
+    to_at = timezone.now() - timedelta(hours=hours_ago)
+    defaults: dict[str, Any] = {
+        "from_at": to_at - timedelta(seconds=seconds),
+        "to_at": to_at,
+        "at": to_at,
+        "what": f"{stream.path} is another file now; the one before had been read up to byte 81337, and whether more was "
+        "written to it cannot be known",
+    }
+    return Gap.objects.create(stream=stream, kind=kind, **defaults | fields)
+
+
+def read_lines(stream: Stream, lines: bytes) -> None:
+    """Takes lines for real: into a block, and each to what it is."""
+    chunk = follow.Chunk(lines, stream.offset, follow.Position(offset=stream.offset + len(lines)), 0)
+    ingest(stream.pk, chunk, expected=None, now=timezone.now())
+    stream.refresh_from_db()
+
+
+def rejected(stream: Stream, line: bytes = b"not an audit entry") -> RejectedLine:
+    read_lines(stream, line + b"\n")
+    return RejectedLine.objects.filter(stream=stream).latest("id")
+
+
+def conflict(stream: Stream, **fields: Any) -> Conflict:
+    Stream.objects.filter(pk=stream.pk).update(lines=F("lines") + 1, conflicts=F("conflicts") + 1)
+    defaults = {
+        "block_sequence": 1,
+        "line_number": 3,
+        "request_id": str(uuid.uuid4()),
+        "fields": "path, remote_address",
+    }
+    return Conflict.objects.create(stream=stream, digest=uuid.uuid4(), at=timezone.now(), **defaults | fields)
+
+
+def a_day_of_lines(stream: Stream) -> RejectedLine:
+    """Every state that an hour can have, each kind of gap, rejected lines and conflicts. Returns a rejected line."""
+    for hours_ago in (*range(1, 14), *range(16, 20)):
+        coverage(stream, hours_ago=hours_ago)
+    coverage(
+        stream, hours_ago=3, lines=1204, pairs=600, unpaired=1, rejected=2, conflicts=1, duplicates=0, lag_seconds=0.3
+    )
+    coverage(stream, hours_ago=11, lines=2400, pairs=1150, duplicates=100, redacted=3, lag_seconds=317.0)
+    gap(stream, hours_ago=7.2, lost_bytes=4096, kind="bytes unread at rotation")
+    first = timezone.now() - timedelta(hours=5)
+    for minute in range(3):
+        gap(
+            stream,
+            kind="poll not seen",
+            from_at=first + timedelta(minutes=minute),
+            to_at=first + timedelta(minutes=minute + 1),
+            what=f"Vault answered these requests of Leasehold's own, and no line of them is in device {stream.device.name}: "
+            f"{uuid.uuid4()}, {uuid.uuid4()}",
+        )
+    conflict(stream)
+    rejected(stream, b"\x00\x00 [ERROR] no space left on device")
+    return rejected(stream, b'{"time":"2026-11-20T10:00:00Z","type":"request","request":{"id":"8f1c <b>torn</b>')
 
 
 def source(
@@ -173,13 +245,28 @@ def login(lease: Lease) -> Login:
     return made
 
 
-def event(lease: Lease, *, operation: str = "read", path: str = "", seconds: float = 0, **fields: Any) -> Event:
+def event(
+    lease: Lease,
+    *,
+    operation: str = "read",
+    path: str = "",
+    seconds: float = 0,
+    error: str = "",
+    metadata: dict[str, str] | None = None,
+    **fields: Any,
+) -> Event:
     """A request that names the lease, logged by two devices."""
     at = (lease.accessed_at or lease.first_seen_at) + timedelta(seconds=seconds)
     partitions.make_for([at.date()])
     what = ("", operation, path or f"{lease.mount}/creds/{lease.role}", f"{lease.mount}/", "database", "")
-    who = (f"kubernetes-{lease.service_account_namespace}-{lease.service_account}", "", "service", "", "")
-    texts = intern.texts([lease.source_ip, lease.lease_id])
+    who = (
+        f"kubernetes-{lease.service_account_namespace}-{lease.service_account}",
+        "",
+        "service",
+        "",
+        json.dumps(metadata) if metadata else "",
+    )
+    texts = intern.texts([lease.source_ip, lease.lease_id, *([error] if error else [])])
     request = lease.request_id if not seconds else str(uuid.uuid4())
     made = Event.objects.create(
         vault=lease.vault,
@@ -191,6 +278,7 @@ def event(lease: Lease, *, operation: str = "read", path: str = "", seconds: flo
         who_id=intern.whos([who])[who],
         address_id=texts[lease.source_ip],
         lease_name_id=texts[lease.lease_id],
+        error_text_id=texts[error] if error else None,
         stream=stream("file-a"),
         request_block=1,
         response_block=1,
@@ -266,9 +354,14 @@ def watched() -> None:
         source(SourceKind.DATABASE, f"demo/database/{name}")
     for name in ("file-a", "file-b"):
         now = timezone.now()
-        stream(
-            name, lines=48_211, parts=48_211, offset=81_337_904, last_line_at=now - timedelta(seconds=1), read_at=now
-        )
+        parts: dict[str, Any] = {
+            "lines": 48_211,
+            "parts": 47_890,
+            "duplicates": 321,
+            "redacted": 3 if name == "file-b" else 0,
+        }
+        stream(name, **parts, offset=81_337_904)
+        Stream.objects.filter(device__name=name).update(last_line_at=now - timedelta(seconds=1), read_at=now)
         source(SourceKind.STREAM, f"demo/{name}/bao-0")
 
 
@@ -318,6 +411,9 @@ def scene() -> dict[str, Any]:
     step(verified, gone, "lease gone", detail="a lookup finds no such lease", after=0.38)
     step(verified, gone, "database user gone", detail=f"{gone.database_user} no longer exists in orders", after=0.44)
     step(verified, gone, "audit line seen", detail="request 0b0c7e1e in file-a/bao-0 and file-b/bao-0", after=1.21)
+    rejected_line = a_day_of_lines(stream("file-a"))
+    for hours_ago in range(30):
+        coverage(stream("file-b"), hours_ago=hours_ago)
     running = action(shown, ago=1, state="verifying")
     step(running, shown, "Vault answered", detail="Vault answered the revocation without an error", after=0.29)
     half = ended(ago=300, reason=EndReason.REVOKED_HERE, database=billing, service_account="invoices")
@@ -343,6 +439,8 @@ def scene() -> dict[str, Any]:
         "database account the right to drop its users.",
     )
     return {
+        "stream": stream("file-a"),
+        "rejected": rejected_line,
         "lease": shown,
         "ended": gone,
         "irrevocable": Lease.objects.get(state=LeaseState.IRREVOCABLE),

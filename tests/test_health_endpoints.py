@@ -1,15 +1,20 @@
 """/healthz, /readyz and /metrics: for probes and Prometheus, without a log-in and without secrets."""
 
 import json
+import re
+from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from django.conf import settings as django_settings
 from django.db import connections
 from django.test import Client
+from django.utils import timezone
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_django.fixtures import Settings
 
+from audit.models import Housekeeping, Stream
 from demo.processes import free_port
 from leases.models.sources import SourceKind
 from tests import factories
@@ -161,8 +166,17 @@ def test_a_page_says_that_the_own_database_is_down_without_needing_it() -> None:
 
 def test_the_numbers_are_those_of_the_ledger(client: Client) -> None:
     scene = factories.scene()
-    factories.stream("file-a").__class__.objects.filter(device__name="file-b").update(
-        unread_bytes=512, rejected=3, redacted=2
+    now = timezone.now()
+    Stream.objects.filter(device__name="file-b").update(
+        unread_bytes=512,
+        lines=48_216,
+        parts=48_200,
+        duplicates=4,
+        rejected=3,
+        expired=7,
+        conflicts=2,
+        redacted=2,
+        last_line_at=now - timedelta(seconds=90),
     )
     factories.source(SourceKind.CLUSTER, "demo", ok=False, cause="no route", fix="mend it")
     values = samples(client.get("/metrics"))
@@ -175,12 +189,34 @@ def test_the_numbers_are_those_of_the_ledger(client: Client) -> None:
     assert values["leasehold_stream_lag_bytes", ("file-b", "bao-0", "demo")] == 512
     assert values["leasehold_stream_lag_seconds", ("file-b", "bao-0", "demo")] >= 1
     assert values["leasehold_stream_lag_seconds", ("file-a", "bao-0", "demo")] == 0
-    assert values["leasehold_stream_lines_total", ("file-a", "bao-0", "demo")] == 48_211
-    assert values["leasehold_stream_rejected_total", ("file-b", "bao-0", "demo")] == 3
-    assert values["leasehold_stream_redacted_total", ("file-b", "bao-0", "demo")] == 2
+    told = {
+        name: values[f"leasehold_stream_{name}_total", ("file-b", "bao-0", "demo")]
+        for name in ("lines", "parts", "duplicates", "rejected", "expired", "conflicts", "redacted", "gaps")
+    }
+    assert told == {
+        "lines": 48_216,
+        "parts": 48_200,
+        "duplicates": 4,
+        "rejected": 3,
+        "expired": 7,
+        "conflicts": 2,
+        "redacted": 2,
+        "gaps": 0,
+    }
+    assert values["leasehold_stream_gaps_total", ("file-a", "bao-0", "demo")] == 4
+    last_line = values["leasehold_stream_last_line_timestamp_seconds", ("file-b", "bao-0", "demo")]
+    assert last_line == pytest.approx(now.timestamp() - 90, abs=0.001)
     assert values["leasehold_revocations", ("verified",)] == 1
     assert sum(1 for name, _ in values if name == "leasehold_build_info") == 1
     assert scene
+
+
+def test_every_metric_stands_in_the_docs_and_none_that_is_not_there(client: Client) -> None:
+    factories.scene()
+    Housekeeping.objects.update_or_create(pk=1, defaults={"kept_at": timezone.now()})
+    told = {name for name, _ in samples(client.get("/metrics"))}
+    table = (Path(__file__).resolve().parent.parent / "docs/install.md").read_text()
+    assert set(re.findall(r"^\| `(leasehold_\w+)` \|", table, re.M)) == told
 
 
 def test_probes_tell_no_identity_no_address_and_no_reference_to_a_secret(client: Client) -> None:
@@ -203,5 +239,5 @@ def test_a_scrape_asks_as_often_for_many_rows_as_for_few(client: Client, django_
     factories.watched()
     for _ in range(30):
         factories.lease()
-    with django_assert_max_num_queries(14):
+    with django_assert_max_num_queries(15):
         client.get("/metrics")

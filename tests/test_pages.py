@@ -19,6 +19,9 @@ from django.test.utils import CaptureQueriesContext
 from django.urls import URLPattern, reverse
 from django.utils import timezone
 
+import audit.queries
+from audit.models import Gap, Stream
+from audit.polls import request_ids
 from dashboard import throttle, urls
 from dashboard.templatetags.leasehold import span
 from dashboard.version import VERSION
@@ -50,6 +53,8 @@ def pages(scene: dict[str, Any]) -> dict[str, str]:
         "actions": "/actions",
         "actions-receipt": f"/actions/{scene['unverified'].pk}",
         "sources": "/sources",
+        "sources-stream": f"/sources/streams/{scene['stream'].pk}/",
+        "sources-rejected": f"/sources/streams/{scene['stream'].pk}/rejected/{scene['rejected'].pk}/",
     }
 
 
@@ -213,7 +218,13 @@ def test_hostile_names_are_shown_and_never_run(responder: Client) -> None:
     factories.action(scene["irrevocable"], by=HOSTILE, reason=HOSTILE)
     factories.source(SourceKind.VAULT, "demo", ok=False, cause=HOSTILE, fix=HOSTILE)
     factories.database(HOSTILE)
+    stream = scene["stream"]
+    factories.gap(stream, kind=HOSTILE, what=HOSTILE)
+    factories.conflict(stream, fields=HOSTILE, request_id=HOSTILE)
+    line = factories.rejected(stream, HOSTILE.encode())
+    factories.stream(HOSTILE, refused=HOSTILE)
     paths = [*pages(scene).values(), f"/leases/{lease.pk}/revoke", f"/leases?pod={HOSTILE}", "/leases?before=1-1"]
+    paths += [f"/sources/streams/{stream.pk}/rejected/{line.pk}/", f"/sources/streams/{stream.pk}/?day={HOSTILE}"]
     for path in paths:
         body = responder.get(path).content.decode()
         assert HOSTILE not in body, path
@@ -354,6 +365,209 @@ def test_pods_of_one_name_are_one_row_that_says_how_many() -> None:
     factories.lease(pod="db-0", pod_uid="b")
     (use,) = queries.use_of_databases(since=timezone.now() - timedelta(hours=1))
     assert (use.pods, use.reads) == (2, 2)
+
+
+# --- how complete a stream is ------------------------------------------------------------------------------------
+
+
+def test_a_streams_sum_is_shown_and_adds_up(viewer: Client) -> None:
+    factories.watched()
+    Stream.objects.filter(device__name="file-a").update(
+        lines=1_234_567, parts=1_234_000, duplicates=500, rejected=40, expired=20, conflicts=7, redacted=3
+    )
+    stream = factories.stream("file-a")
+    factories.coverage(stream, hours_ago=1, lines=3, pairs=1, unpaired=1)
+    for path in ("/sources", f"/sources/streams/{stream.pk}/"):
+        body = viewer.get(path).content.decode()
+        cells = dict(re.findall(r'data-label="([^"]+)" class="number[^"]*">([\d,]+)<', body)[::-1])
+        told = {label.strip("=+ ").lower(): int(cell.replace(",", "")) for label, cell in cells.items()}
+        parts = told.get("parts") or told["event parts"]
+        assert (told["lines"], parts) == (1_234_567, 1_234_000), path
+        assert told["lines"] == parts + sum(told[name] for name in ("duplicates", "rejected", "expired", "conflicts"))
+    assert "1 unpaired" in text(viewer.get("/sources"))
+
+
+@pytest.mark.parametrize(
+    ("row", "gaps", "expected"),
+    [
+        ({"lines": 2, "pairs": 1}, 0, "complete"),
+        ({"lines": 2, "pairs": 1, "lag_seconds": 15.5}, 0, "lag"),
+        ({"lines": 1, "rejected": 1, "lag_seconds": 60}, 0, "rejected"),
+        ({"lines": 1, "conflicts": 1}, 0, "rejected"),
+        ({"lines": 1, "rejected": 1}, 1, "gap"),
+        (None, 1, "gap"),
+        (None, 0, "no lines"),
+    ],
+)
+def test_an_hour_is_called_by_the_worst_that_is_known_of_it(
+    row: dict[str, Any] | None, gaps: int, expected: str
+) -> None:
+    factories.watched()
+    stream = factories.stream("file-a")
+    factories.coverage(stream, hours_ago=9)
+    if row:
+        factories.coverage(stream, hours_ago=4, **row)
+    for _ in range(gaps):
+        factories.gap(stream, hours_ago=4, seconds=0)
+    hours = audit.queries.last_day([stream], now=timezone.now())[stream.pk].hours
+    assert len(hours) == 24
+    assert hours[-5].state == expected
+    assert [hour.state for hour in hours[:14]] == ["before the first line"] * 14
+    assert hours[14].state == "complete"
+
+
+def test_hours_that_nobody_has_read_to_their_end_are_not_called_empty(viewer: Client) -> None:
+    factories.watched()
+    stream = factories.stream("file-a")
+    factories.coverage(stream, hours_ago=9)
+    now = timezone.now()
+    Stream.objects.filter(pk=stream.pk).update(read_at=now - timedelta(hours=3))
+    stream.refresh_from_db()
+    hours = audit.queries.last_day([stream], now=now)[stream.pk].hours
+    assert [hour.state for hour in hours[-4:]] == ["lag"] * 4
+    assert "not read to its end" in text(viewer.get(f"/sources/streams/{stream.pk}/"))
+
+
+def test_each_mark_of_a_day_has_a_shape_and_the_words_say_the_same(viewer: Client) -> None:
+    scene = factories.scene()
+    body = viewer.get("/sources").content.decode()
+    strips = re.findall(r'<span class="strip" aria-hidden="true">(.*?)</a>', body, re.S)
+    assert len(strips) == 2
+    marks = re.findall(r'title="\d\d:\d\d ([^"]+)"><svg[^>]*><use href="#(i-[\w-]+)">', strips[0])
+    assert len(marks) == 24
+    assert len(set(marks)) == len({state for state, _ in marks}) == len({shape for _, shape in marks}) == 6
+    words = {state: int(n) for n, state in re.findall(r"(\d+) h ([a-z ]+)", text(viewer.get("/sources")))}
+    assert words["gap"] == sum(state == "gap" for state, _ in marks) == 2
+    assert f'href="/sources/streams/{scene["stream"].pk}/#hours"' in body
+
+
+def test_a_day_of_a_stream_can_be_chosen_and_walked(viewer: Client) -> None:
+    stream = factories.stream("file-a")
+    for hours_ago in (1, 30, 60):
+        factories.coverage(stream, hours_ago=hours_ago, lines=hours_ago * 1000, pairs=hours_ago * 500)
+    path = f"/sources/streams/{stream.pk}/"
+    seen = []
+    address = path
+    while address:
+        body = viewer.get(address).content.decode()
+        seen += [
+            int(n.replace(",", "")) for n in re.findall(r'<td data-label="Lines" class="number">([\d,]+)</td>', body)
+        ]
+        before = re.search(r'href="(\?day=[\d-]+)#hours" rel="prev"', body)
+        address = path + before[1] if before else ""
+    # the hours of each day, and its sum below them
+    assert {1000, 30_000, 60_000} <= set(seen)
+    long_ago = text(viewer.get(f"{path}?day=2026-01-31"))
+    assert "Of this day the stream has no line and no gap. Its lines begin on" in long_ago
+
+
+@pytest.mark.parametrize("day", ["x", "2026-13-01", "2026-02-30", "1999-01-01", "9999-12-31", "0001-01-01"])
+def test_a_day_that_is_none_is_refused(viewer: Client, day: str) -> None:
+    assert viewer.get(f"/sources/streams/{factories.stream().pk}/", {"day": day}).status_code == 400
+
+
+def test_gaps_that_follow_on_one_another_are_one_and_a_closed_one_is_called_so(viewer: Client) -> None:
+    stream = factories.a_day_of_lines(factories.stream("file-a")).stream
+    told = audit.queries.newest_gaps(stream)
+    assert [(gap.kind, gap.rows, gap.closed) for gap in told] == [
+        ("poll not seen", 3, False),
+        ("bytes unread at rotation", 1, False),
+    ]
+    assert (told[0].to_at - told[0].from_at).total_seconds() == 180  # type: ignore[operator]
+    body = text(viewer.get(f"/sources/streams/{stream.pk}/"))
+    assert "4,096" in body
+    assert "Closed" not in body
+    entry = '{"time":"%s","type":"request","request":{"id":"%s","path":"sys/mounts"}}\n'
+    for gap in Gap.objects.filter(kind="poll not seen"):
+        for request_id in request_ids(gap):
+            factories.read_lines(stream, (entry % (gap.to_at.isoformat(), request_id)).encode())
+    assert "Closed: what was missing has come since." in text(viewer.get(f"/sources/streams/{stream.pk}/"))
+    (day,) = audit.queries.last_day([stream], now=timezone.now()).values()
+    assert day.open_gaps == 1
+
+
+def test_a_rejected_line_is_shown_on_demand_and_never_run(viewer: Client, log_in: LogIn) -> None:
+    stream = factories.stream("file-a")
+    line = factories.rejected(stream, b'<img src=x onerror="alert(1)">\x00\xe2\x80\xae\xff' + b"x" * 5000)
+    page, content = f"/sources/streams/{stream.pk}/", f"/sources/streams/{stream.pk}/rejected/{line.pk}/"
+    assert "onerror" not in viewer.get(page).content.decode()
+    body = viewer.get(content).content.decode()
+    assert f'href="{content}"' in viewer.get(page).content.decode()
+    assert "<img" not in body
+    # what does not print, or turns the direction of writing, is spelled out; no more than 2,000 characters
+    shown = unescape(re.search(r"<pre[^>]*><code>(.*?)</code>", body, re.S)[1])  # type: ignore[index]
+    assert shown.startswith('<img src=x onerror="alert(1)">\\x00\\u202e\\xff' + "xxx")
+    assert len(shown) == 2000
+    assert "2,000 characters" in text(viewer.get(content))
+    assert log_in().get(content).status_code == 403
+
+
+def test_of_two_entries_glued_on_one_line_only_the_rejected_piece_is_shown(viewer: Client) -> None:
+    stream = factories.stream("file-a")
+    at = timezone.now().isoformat()
+    entry = '{"time":"%s","type":"request","request":{"id":"%s","path":"sys/mounts"}}'
+    lines = [entry % (at, "one"), '{"time":"torn' + entry % (at, "two"), entry % (at, "three")]
+    factories.read_lines(stream, "\n".join([*lines, ""]).encode())
+    line = stream.rejected_lines.get()
+    assert (line.block_sequence, line.line_number) == (1, 1)
+    body = text(viewer.get(f"/sources/streams/{stream.pk}/rejected/{line.pk}/"))
+    assert '{"time":"torn' in body
+    assert "two" not in body
+
+
+def test_a_line_of_another_stream_or_none_is_not_found(viewer: Client) -> None:
+    line = factories.rejected(factories.stream("file-a"))
+    other = factories.stream("file-b")
+    assert viewer.get(f"/sources/streams/{other.pk}/rejected/{line.pk}/").status_code == 404
+    assert viewer.get(f"/sources/streams/{line.stream_id}/rejected/999999/").status_code == 404
+    assert viewer.get("/sources/streams/999999/").status_code == 404
+
+
+def test_a_stream_without_anything_says_so(viewer: Client) -> None:
+    body = text(viewer.get(f"/sources/streams/{factories.stream(path='').pk}/"))
+    for said in (
+        "No line of this stream has been read yet.",
+        "No gap is known.",
+        "Every line so far was an audit entry.",
+        "No line contradicts another.",
+        "no block yet",
+        "manage.py verify-chain",
+    ):
+        assert said in body
+
+
+def test_a_refused_and_a_retired_stream_say_why_nothing_is_read(viewer: Client) -> None:
+    refused = factories.stream("raw", refused="auth.client_token stands in plain text")
+    body = text(viewer.get(f"/sources/streams/{refused.pk}/"))
+    assert "Nothing more is taken from it: auth.client_token stands in plain text." in body
+    assert "without log_raw" in body
+    retired = factories.stream("old", retired=True)
+    assert "Retired: nothing more is read from it." in text(viewer.get(f"/sources/streams/{retired.pk}/"))
+
+
+def test_a_stream_asks_as_often_for_fifty_hours_as_for_one(viewer: Client) -> None:
+    factories.watched()
+    stream = factories.stream("file-a")
+
+    def asked(path: str) -> int:
+        with CaptureQueriesContext(connection) as captured:
+            assert viewer.get(path).status_code == 200
+        return len(captured)
+
+    def one_more(hours_ago: int) -> None:
+        factories.coverage(stream, hours_ago=hours_ago)
+        factories.gap(stream, kind="poll not seen", hours_ago=hours_ago, what=f"missing: {uuid.uuid4()}")
+        factories.gap(stream, hours_ago=hours_ago)
+        factories.rejected(stream, str(hours_ago).encode())
+        factories.conflict(stream)
+
+    one_more(0)
+    paths = ["/sources", f"/sources/streams/{stream.pk}/"]
+    once = [asked(path) for path in paths]
+    for hours_ago in range(1, 50):
+        one_more(hours_ago)
+    assert [asked(path) for path in paths] == once
+    assert max(once) <= 25
 
 
 # --- live parts --------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """How values look: times, countdowns, and badges that say everything by shape and word before colour."""
 
 import shlex
+from collections import Counter
 from datetime import UTC, datetime
 
 from django import template
@@ -8,6 +9,7 @@ from django.template.context import Context
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
+from audit.hours import Hour, State
 from leases.models import Lease
 from leases.queries import database_key
 
@@ -48,6 +50,15 @@ OUTCOMES = {
     "waiting": ("busy", "plain", "waiting"),
     "skipped": ("skipped", "plain", "not reached"),
 }
+# of an hour of a stream, worst last; each has a shape of its own
+HOURS = {
+    "complete": ("full", "good"),
+    "lag": ("stale", "warn"),
+    "rejected": ("cross", "warn"),
+    "gap": ("alarm", "bad"),
+    "no lines": ("skipped", "plain"),
+    "before the first line": ("dot", "plain"),
+}
 UNKNOWN = ("unknown", "plain")
 
 
@@ -84,6 +95,48 @@ def revocation(value: str) -> SafeString:
 @register.simple_tag
 def outcome(value: str) -> SafeString:
     return _badge(*OUTCOMES.get(value, (*UNKNOWN, value)))
+
+
+@register.simple_tag
+def hour_state(value: str) -> SafeString:
+    return _badge(*HOURS.get(value, UNKNOWN), value)
+
+
+@register.simple_tag
+def gap_state(closed: bool) -> SafeString:
+    return _badge("check", "plain", "closed") if closed else _badge("alarm", "bad", "open")
+
+
+@register.simple_tag
+def strip(hours: list[Hour]) -> SafeString:
+    """Hours as marks in a row, oldest first; the words beside it (in_words) say the same."""
+    marks = (
+        (HOURS[hour.state][1], f"{hour.at.astimezone(UTC):%H:%M} {hour.state}", icon(HOURS[hour.state][0]))
+        for hour in hours
+    )
+    return format_html(
+        '<span class="strip" aria-hidden="true">{}</span>',
+        format_html_join("", '<span class="mark {}" title="{}">{}</span>', marks),
+    )
+
+
+@register.filter
+def in_words(hours: list[Hour]) -> str:
+    """How many hours are what, worst first: "1 h gap, 23 h complete"."""
+    counts = Counter(hour.state for hour in hours)
+    return ", ".join(f"{counts[state]} h {state}" for state in reversed(State) if state in counts)
+
+
+@register.simple_tag
+def legend() -> SafeString:
+    """Each mark of a strip with its word."""
+    return format_html_join(" ", "{}", ((hour_state(state),) for state in HOURS))
+
+
+@register.filter
+def grouped(number: int) -> str:
+    """12,345,678"""
+    return f"{number:,}"
 
 
 @register.filter

@@ -3,6 +3,7 @@
 from leases.models.actions import Action, ActionStep, Revocation
 from leases.models.ledger import Certainty, EndReason, Lease, LeaseState, Login
 from leases.models.pods import Pod, PodAddress, WatchPeriod
+from leases.models.polls import OwnRequest
 from leases.models.sources import AuthMount, Cluster, Database, DatabaseRole, Policy, SourceState, Vault
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Lease",
     "LeaseState",
     "Login",
+    "OwnRequest",
     "Pod",
     "PodAddress",
     "Policy",

@@ -52,6 +52,9 @@ def test_every_page_with_data(site: str, scene: dict[str, Any], page: Page) -> N
         "actions": "/actions",
         "databases": "/databases",
         "sources": "/sources",
+        "stream": f"/sources/streams/{scene['stream'].pk}/",
+        "stream-day-without-lines": f"/sources/streams/{scene['stream'].pk}/?day=2026-01-31",
+        "rejected-line": f"/sources/streams/{scene['stream'].pk}/rejected/{scene['rejected'].pk}/",
     }.items():
         factories.watched()  # every source has just answered
         page.goto(site + path)
@@ -68,6 +71,8 @@ def test_every_page_without_anything(site: str, page: Page) -> None:
     }.items():
         page.goto(site + path)
         shoot(page, name)
+    page.goto(f"{site}/sources/streams/{factories.stream('new', path='').pk}/")
+    shoot(page, "empty-stream")
 
 
 def test_failing_and_stale_sources(site: str, scene: dict[str, Any], page: Page) -> None:
@@ -85,6 +90,10 @@ def test_failing_and_stale_sources(site: str, scene: dict[str, Any], page: Page)
     shoot(page, "failing-overview")
     page.goto(site + "/sources")
     shoot(page, "failing-sources")
+    refused = "auth.client_token stands in plain text; the device runs with log_raw or the field is not HMAC'd"
+    page.goto(f"{site}/sources/streams/{factories.stream('raw', refused=refused).pk}/")
+    expect(page.get_by_text("without log_raw").first).to_be_visible()
+    shoot(page, "failing-stream")
 
 
 def test_pages_that_refuse(site: str, page: Page, watch: Watch) -> None:
@@ -186,6 +195,23 @@ def test_a_session_that_ends_leads_to_the_log_in(site: str, page: Page) -> None:
     page.wait_for_url(f"{site}/login?next=/", timeout=5000)
 
 
+def test_a_streams_hours_and_a_rejected_line_are_reached_with_the_keyboard_alone(
+    site: str, scene: dict[str, Any], page: Page
+) -> None:
+    page.goto(site + "/sources")
+    for _ in range(60):
+        page.keyboard.press("Tab")
+        if page.evaluate("document.activeElement.id") == f"day-{scene['stream'].pk}":
+            break
+    # the page looks again every second; the focus stays where it was
+    page.wait_for_timeout(1500)
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("heading", name="Hours of")).to_be_in_viewport()
+    page.get_by_role("link", name="Show line 0 of block 2").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_text("<b>torn</b>")).to_be_visible()
+
+
 def test_pages_read_without_javascript(live_server: LiveServer, page: Page) -> None:
     factories.user("operator", "responder")
     scene = factories.scene()
@@ -201,4 +227,10 @@ def test_pages_read_without_javascript(live_server: LiveServer, page: Page) -> N
     plain.get_by_label("Reason").fill("without JavaScript")
     plain.get_by_role("button", name="Revoke this lease").click()
     expect(plain.get_by_role("heading", name="Revoking")).to_be_visible()
+    plain.goto(f"{live_server.url}/sources")
+    plain.get_by_role("link", name="demo/file-a/bao-0", exact=True).click()
+    plain.get_by_role("navigation", name="Days").get_by_role("link").first.click()
+    expect(plain.get_by_role("link", name="today")).to_be_visible()
+    plain.get_by_role("link", name="Show line 0 of block 2").click()
+    expect(plain.get_by_text("<b>torn</b>")).to_be_visible()
     context.close()
