@@ -193,8 +193,8 @@ def half(entry: Entry, line: bytes, block: int, number: int) -> Half:
     elif len(request_id) != 36 or len(lease_id) > 200 or len(accessor) > 200:
         refuse_endless(request_id, lease_id, accessor)
     time = entry.time
-    if time[-1:] == "Z" and len(time) > 27:
-        # nanoseconds, cut
+    if time[-1:] == "Z" and len(time) > 27 and time[10:20:3] == "T::." and time[4:8:3] == "--":
+        # nanoseconds, cut (other forms that Python reads, such as weeks, PostgreSQL does not)
         time = time[:26] + "+00:00"
         at = datetime.fromisoformat(time)
     else:
