@@ -156,7 +156,10 @@ def _store_alone(
             )
             if cursor.fetchone() is None:
                 raise Rebuilding(stream.device.vault.name)
+        epoch = stream.device.salt_epoch
         stream = Stream.objects.select_related("device__vault").get(pk=stream.pk)
+        # tokens were interned under that one; a device that was enabled anew meanwhile is so for the next batch
+        stream.device.salt_epoch = epoch
         if expected is not None and position_of(stream) != expected:
             return Counts()
         partitions.make_for(days(batch, now=now))

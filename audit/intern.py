@@ -22,7 +22,7 @@ _MOST = 100_000
 
 
 class Memory:
-    """The ids that this process knows. Bounded: beyond _MOST entries of a kind it begins anew."""
+    """The ids that this process knows. Bounded: beyond _MOST entries of a kind the next batch begins anew."""
 
     def __init__(self) -> None:
         self.whats: dict[What, int] = {}
@@ -46,8 +46,12 @@ def memory() -> Memory:
 
 
 def check() -> None:
-    """Forgets everything if the tables were emptied, or restored from a backup, under this process; once a batch is enough."""
-    known = memory().whats
+    """For the beginning of a batch: forgets what has become too much, and everything if the tables were emptied, or restored
+    from a backup, under this process."""
+    for much in (memory().whats, _memory.whos, _memory.texts, _memory.tokens):
+        if len(much) > _MOST:
+            much.clear()
+    known = _memory.whats
     if known:
         what, number = next(iter(known.items()))
         with connection.cursor() as cursor:
@@ -91,9 +95,6 @@ def tokens(keys: Collection[tuple[int, int, str]]) -> dict[tuple[int, int, str],
 def _intern(known: dict[_K, int], keys: Collection[_K], insert: Callable[[list[_K]], dict[_K, int]]) -> dict[_K, int]:
     missing = [key for key in keys if key not in known]
     if missing:
-        if len(known) + len(missing) > _MOST:
-            known.clear()
-            missing = list(keys)
         known.update(insert(missing))
     return known
 

@@ -14,7 +14,7 @@ from django.core.management import call_command
 from django.db import transaction
 
 from audit import intern
-from audit.models import Event
+from audit.models import Coverage, Event
 from leases.models import Certainty, Lease, Vault
 from tests import scenario
 from tests.dump import Row, differences, dump, dump_of_devices
@@ -243,3 +243,38 @@ def test_login_read_renewal_and_end_in_every_order(scene: Scene) -> None:
             told = [line for one in order for line in one]
             same(first, known_after(scene, Step(A, told, at_once)))
             same(first, known_after(scene, Step(A, told[::-1], at_once)))
+
+
+def test_a_line_that_contradicts_what_is_known_takes_no_true_line_with_it_however_they_are_cut(scene: Scene) -> None:
+    """Which of two contradicting lines is kept is the order's to say: the first. Nothing in them tells which one is true."""
+    lines = scene.lines[A]
+    forged = [line.replace(b'"remote_address":"', b'"remote_address":"9') for line in lines[30:40]]
+    mixed = [line for pair in zip(forged, lines[30:40], strict=True) for line in pair]
+    true = known_after(scene, Step(A, lines))
+    for at_once in (None, 1, 3):
+        for told in ([*lines, *mixed], [*lines[:40], *mixed, *lines[40:]]):
+            known = known_after(scene, Step(A, told[: len(lines)]), Step(A, told[len(lines) :], at_once))
+            assert sum(row[9] for row in known["coverage"]) == len(forged)
+            same(
+                {name: true[name] for name in true if name != "coverage"},
+                {n: known[n] for n in true if n != "coverage"},
+            )
+    once = known_after(scene, Step(A, [*forged, *lines], None))
+    same(once, known_after(scene, Step(A, [*forged, *lines], 1)))
+
+
+def test_old_lines_are_expired_wherever_they_stand(scene: Scene) -> None:
+    year = scene.now.year
+    old = [line.replace(f'"time":"{year}'.encode(), f'"time":"{year - 3}'.encode(), 1) for line in scene.lines[A][:4]]
+    expected = known_after(scene, Step(A, scene.lines[A]), devices=False)
+    for told in ([*old, *scene.lines[A]], [*scene.lines[A][:20], *old, *scene.lines[A][20:]]):
+        for at_once in (None, 1):
+            known = known_after(scene, Step(A, told, at_once))
+            same(expected, {name: known[name] for name in expected})
+            assert sum(row[8] for row in known["coverage"]) == 4
+
+
+def test_lines_without_any_time_are_kept_with_those_of_today(scene: Scene) -> None:
+    take(A, [b"not JSON\n"], now=scene.now)
+    (hour,) = Coverage.objects.all()
+    assert (hour.hour.date(), hour.rejected) == (scene.now.date(), 1)

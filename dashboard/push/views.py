@@ -12,6 +12,7 @@ from django.http import HttpRequest, JsonResponse
 from django.utils import timezone
 
 from audit import push
+from audit.ingest import Rebuilding
 from audit.models import Stream
 from audit.secrets import RawSecret
 from dashboard.push import bodies
@@ -104,6 +105,8 @@ def take(request: HttpRequest, stream: Stream) -> dict[str, int]:
         ) from error
     except push.Busy as error:
         raise Refusal(429, "another batch of this stream is being taken", {"Retry-After": AGAIN_SOON}) from error
+    except Rebuilding as error:
+        raise Refusal(503, "this vault's events are being made again", {"Retry-After": AGAIN_LATER}) from error
     except push.Unusable as error:
         raise Refusal(500, "the batch cannot be taken; Leasehold's log says why") from error
     return {name: getattr(counts, name, 0) for name in COUNTED}
