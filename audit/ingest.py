@@ -32,6 +32,13 @@ class Rebuilding(Exception):
 # a server's clock may be ahead of ours; beyond this a time is absurd
 AHEAD = timedelta(days=2)
 COUNTED = [item.name for item in fields(Counts)]
+# Looking thousands of requests up that are new costs as much as storing them, and nearly always they are new. So a batch of
+# this many is first stored as if it were, and looked up when the unique index says that it is not.
+MANY = 500
+# a request this near to midnight may stand in the partition of the day beside, where no index of its own day shows it
+NEAR_MIDNIGHT = timedelta(hours=1)
+# SQLSTATE of PostgreSQL
+UNIQUE_VIOLATION = "23505"
 # the columns of Stream that ingestion writes; the others are configure's
 INGEST_OWNS = [
     "file_inode",
@@ -135,16 +142,33 @@ def store(
     stream = Stream.objects.select_related("device__vault").get(pk=stream_id)
     intern.check()
     intern_all(stream, batch)
+    all_new = len(batch.rows) >= MANY and stream_id not in _told_again
     try:
-        return _store_alone(stream, batch, chunk, expected=expected, now=now, looked_at=looked_at or now)
-    except BaseException:
+        return _store_alone(
+            stream, batch, chunk, expected=expected, now=now, looked_at=looked_at or now, all_new=all_new
+        )
+    except BaseException as error:
         # ids that were made inside the transaction are gone with it
         intern.forget()
-        raise
+        if not (all_new and getattr(error.__cause__, "sqlstate", "") == UNIQUE_VIOLATION):
+            raise
+    _told_again.add(stream_id)
+    return store(stream_id, batch, chunk, expected=expected, now=now, looked_at=looked_at)
+
+
+# streams whose last large batch held something that was known
+_told_again: set[int] = set()
 
 
 def _store_alone(
-    stream: Stream, batch: Batch, chunk: Chunk, *, expected: Position | None, now: datetime, looked_at: datetime
+    stream: Stream,
+    batch: Batch,
+    chunk: Chunk,
+    *,
+    expected: Position | None,
+    now: datetime,
+    looked_at: datetime,
+    all_new: bool,
 ) -> Counts:
     with transaction.atomic():
         with connection.cursor() as cursor:
@@ -163,7 +187,7 @@ def _store_alone(
         if expected is not None and position_of(stream) != expected:
             return Counts()
         partitions.make_for(days(batch, now=now))
-        return _store(stream, batch, chunk, now=now, looked_at=looked_at)
+        return _store(stream, batch, chunk, now=now, looked_at=looked_at, all_new=all_new)
 
 
 def position_of(stream: Stream) -> Position:
@@ -242,8 +266,10 @@ def days(batch: Batch, *, now: datetime) -> set[date]:
     return found | {block.until.date() for block in batch.blocks if block.until != OLDEST}
 
 
-def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime, looked_at: datetime) -> Counts:
-    plan = make_plan(stream, batch)
+def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime, looked_at: datetime, all_new: bool) -> Counts:
+    plan = make_plan(stream, batch, all_new=all_new)
+    if len(batch.rows) >= MANY and not all_new and len(plan.new) == len(batch.rows):
+        _told_again.discard(stream.pk)
     used = {half.block for half in plan.fresh} | {r.block for r in plan.rejects} | {c.half.block for c in plan.clashes}
     sequences = blocks.append(stream, [(number, batch.blocks[number]) for number in sorted(used)], now=now)
     if chunk.gap:
@@ -288,10 +314,14 @@ def derive(
     return counts, touched
 
 
-def make_plan(stream: Stream, batch: Batch, stored: Mapping[int, int] | None = None) -> Plan:
-    """Which of these halves are new, and what they add to what is known. `stored`: the blocks that they are read out of again."""
+def make_plan(stream: Stream, batch: Batch, stored: Mapping[int, int] | None = None, *, all_new: bool = False) -> Plan:
+    """Which of these halves are new, and what they add to what is known. `stored`: the blocks that they are read out of again.
+
+    With `all_new` only those are looked for whose being known the day's unique index would not show.
+    """
     keys = {key_of(request_id)[0]: request_id for request_id in batch.rows}
-    known = tables.known(stream, keys, batch)
+    looked_for = [key for key, request_id in keys.items() if _may_hide(batch, request_id)] if all_new else keys
+    known = tables.known(stream, looked_for, batch)
     plan = Plan(again=stored is not None)
     for key, request_id in keys.items():
         plan_row(plan, key, request_id, batch.rows[request_id], batch.again.get(request_id), known.get(key))
@@ -304,3 +334,11 @@ def make_plan(stream: Stream, batch: Batch, stored: Mapping[int, int] | None = N
     for key in tables.own_keys(stream, plan):
         mark_own(plan, key)
     return plan
+
+
+def _may_hide(batch: Batch, request_id: str) -> bool:
+    """Could this request be known without the unique index of its own day's partition telling?"""
+    request, response = batch.rows[request_id]
+    if request is None or response is None or request_id in batch.again:
+        return True
+    return (request.at - NEAR_MIDNIGHT).date() != (request.at + NEAR_MIDNIGHT).date()

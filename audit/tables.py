@@ -208,12 +208,17 @@ def add_events(stream: Stream, plan: Plan, sequences: Mapping[int, int]) -> None
     """New events with this stream's sighting of them, and what known events gain."""
     with connection.cursor() as cursor:
         if plan.new:
-            with cursor.copy(f"COPY audit_event ({EVENT_COLUMNS}) FROM STDIN") as copy:
-                copy.write("".join(_event_rows(stream, plan.new, sequences)))
+            _copy(cursor, f"audit_event ({EVENT_COLUMNS})", "".join(_event_rows(stream, plan.new, sequences)))
         if plan.changed:
             _change_events(stream.device.vault_id, plan.changed, cursor)
         if plan.seen:
             _add_sightings(stream, plan.seen, sequences, cursor)
+
+
+def _copy(cursor: Any, table: str, rows: str) -> None:
+    # Django passes copy() on to psycopg as it is, errors included
+    with connection.wrap_database_errors, cursor.copy(f"COPY {table} FROM STDIN") as copy:
+        copy.write(rows)
 
 
 _NULL = r"\N"
@@ -313,8 +318,7 @@ def _add_sightings(stream: Stream, seen: Mapping[str, Seen], sequences: Mapping[
             ends = "\t".join(_NULL if value is None else str(value) for value in gained)
             further.append(f"{item.at}\t{key}\t{stream.pk}\t{ends}\n")
     if further:
-        with cursor.copy(f"COPY audit_furthersighting ({SIGHTING_COLUMNS}) FROM STDIN") as copy:
-            copy.write("".join(further))
+        _copy(cursor, f"audit_furthersighting ({SIGHTING_COLUMNS})", "".join(further))
     if missing:
         columns: list[Any] = [list(column) for column in zip(*missing, strict=True)]
         cursor.execute(
