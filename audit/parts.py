@@ -26,7 +26,7 @@ VAULT/DEVICE/NODE/DAY/FIRST-LAST.chain.json     their headers, and where in the 
 
 sha256 of the .chain.json is over the whole .ndjson.zst. Each block is one zstd frame: frame_bytes from frame_offset on.
 lines_sha256 is over the frame's decompressed bytes. A block's own sha256 is over this text, with a line feed after each part:
-previous, VAULT/DEVICE/NODE (as "stream" of the .chain.json has it), sequence, offset_from, offset_to, lines, lines_sha256.
+previous, VAULT/DEVICE/NODE (as "stream" of the .chain.json has it), sequence, offset_from, offset_to, lines, salt_epoch, lines_sha256.
 previous is the sha256 of the block with the sequence before, or empty for the first. A frame that no block names holds only a
 line feed. Nothing here is ever changed: every file may be made read-only. In names, %XX stands for a byte.
 """
@@ -40,6 +40,7 @@ class Entry(msgspec.Struct):
     offset_to: int
     lines: int
     size: int
+    salt_epoch: int
     lines_sha256: str
     previous: str
     sha256: str
@@ -127,6 +128,7 @@ def _entry(block: RawBlock, *, frame_offset: int, frame_bytes: int) -> Entry:
         offset_to=block.offset_to,
         lines=block.lines,
         size=block.size,
+        salt_epoch=block.salt_epoch,
         lines_sha256=block.lines_sha256,
         previous=block.previous,
         sha256=block.sha256,

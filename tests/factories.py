@@ -7,14 +7,23 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from django.contrib.auth.models import Group, User
-from django.db import connection
 from django.db.models import F
 from django.utils import timezone
 
 from audit import follow, intern, partitions
 from audit.batch import hour
 from audit.ingest import ingest
-from audit.models import AttributionChange, Conflict, Coverage, Device, Event, Gap, RejectedLine, Stream
+from audit.models import (
+    AttributionChange,
+    Conflict,
+    Coverage,
+    Device,
+    Event,
+    FurtherSighting,
+    Gap,
+    RejectedLine,
+    Stream,
+)
 from leases.models import (
     Action,
     ActionStep,
@@ -284,11 +293,7 @@ def event(
         response_block=1,
         **fields,
     )
-    with connection.cursor() as cursor:
-        cursor.execute(
-            "INSERT INTO audit_furthersighting (at, request, stream_id, request_block, response_block) VALUES (%s, %s, %s, 1, 1)",
-            [at, request, stream("file-b").pk],
-        )
+    FurtherSighting.objects.create(at=at, request=request, stream=stream("file-b"), request_block=1, response_block=1)
     return made
 
 

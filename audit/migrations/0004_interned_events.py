@@ -407,6 +407,21 @@ class Migration(migrations.Migration):
             },
         ),
         migrations.CreateModel(
+            name='FurtherSighting',
+            fields=[
+                ('pk', models.CompositePrimaryKey('stream', 'request', blank=True, editable=False, primary_key=True, serialize=False)),
+                ('at', models.DateTimeField()),
+                ('request', models.UUIDField()),
+                ('request_block', models.IntegerField(null=True)),
+                ('response_block', models.IntegerField(null=True)),
+                ('stream', models.ForeignKey(db_constraint=False, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='audit.stream')),
+                ('token', models.ForeignKey(db_constraint=False, null=True, on_delete=django.db.models.deletion.DO_NOTHING, related_name='+', to='audit.token')),
+            ],
+            options={
+                'db_table': 'audit_furthersighting',
+            },
+        ),
+        migrations.CreateModel(
             name='Sighting',
             fields=[
                 ('pk', models.CompositePrimaryKey('stream', 'request', blank=True, editable=False, primary_key=True, serialize=False)),

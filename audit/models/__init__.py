@@ -3,6 +3,7 @@
 from audit.models.events import (
     Ending,
     Event,
+    FurtherSighting,
     Hash,
     Hourly,
     Kind,
@@ -36,6 +37,7 @@ __all__ = [
     "Dropped",
     "Ending",
     "Event",
+    "FurtherSighting",
     "Gap",
     "Hash",
     "Hourly",

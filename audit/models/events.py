@@ -143,10 +143,29 @@ class Event(models.Model):
         return self.error_text.text if self.error_text else ""
 
 
+class FurtherSighting(models.Model):
+    """What a stream told of an event that another stream had told of before."""
+
+    pk = models.CompositePrimaryKey("stream", "request")
+    # by this stream's own lines: the request's time, else the response's
+    at = models.DateTimeField()
+    request = models.UUIDField()
+    stream = models.ForeignKey(Stream, models.DO_NOTHING, db_constraint=False, related_name="+")
+    request_block = models.IntegerField(null=True)
+    response_block = models.IntegerField(null=True)
+    token = models.ForeignKey(Token, models.DO_NOTHING, db_constraint=False, null=True, related_name="+")
+
+    class Meta:
+        db_table = "audit_furthersighting"
+
+    def __str__(self) -> str:
+        return f"{self.request} on {self.stream_id}"
+
+
 class Sighting(models.Model):
     """One stream's record of one event: the blocks that hold its lines, and the token in that device's words.
 
-    A view: the first stream's record stands in the event itself, those of others in audit_furthersighting. Most events have one.
+    A view: the first stream's record stands in the event itself, those of others in FurtherSighting. Most events have one.
     """
 
     pk = models.CompositePrimaryKey("stream", "request")
