@@ -50,11 +50,12 @@ def _apart(line: bytes) -> list[tuple[bytes, object]]:
     # latin-1: one character a byte, so that places in the text are places in the line
     text = line.decode("latin-1")
     found: list[tuple[bytes, object]] = []
-    begin, place, left = 0, text.find("{"), _READ_AT_MOST * len(text)
+    first = text.find("{")
+    begin, place, left = 0, first, _READ_AT_MOST * len(text)
     while place >= 0 and left >= 0:
         entry, end = _object(text, place)
         left -= end - place
-        whole = entry is not None and not found and _ends(text, end)
+        whole = entry is not None and place == first and _ends(text, end)
         if not whole and not _is_entry(entry):
             match = _BEGINNING.search(text, place + 1)
             place = match.start() if match else -1

@@ -291,6 +291,9 @@ def derive(
 
     `sequences`, `stored_at`: of the batch's blocks. Moves the stream's last_line_at (the caller saves the stream).
     """
+    if not stored_at:
+        # a chunk can tell of a gap alone
+        return Counts(), ledger.Touched(set(), [], [], [])
     now = stored_at[-1]
     intern_changed(plan)
     tables.add_rejects(stream, plan.rejects, sequences, now=now)

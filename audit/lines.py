@@ -155,7 +155,7 @@ def decode(line: bytes) -> Entry:
 
 def without_nul(line: bytes) -> bytes:
     """PostgreSQL's text holds no NUL, and anybody can put one into a path. For reading only: what is kept is the line itself."""
-    return line.replace(b"\\u0000", b"\\ufffd").replace(b"\x00", b"")
+    return line.replace(b"\x00", b"").replace(b"\\u0000", b"\\ufffd")
 
 
 def half(entry: Entry, line: bytes, block: int, number: int) -> Half:

@@ -9,9 +9,9 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-_DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parent / "data"
 REAL = [
-    line for name in ("session.ndjson", "requests.ndjson") for line in (_DATA / name).read_bytes().splitlines() if line
+    line for name in ("session.ndjson", "requests.ndjson") for line in (DATA / name).read_bytes().splitlines() if line
 ]
 # the fields that ingestion declares, and some around them
 FIELDS = [
@@ -83,6 +83,8 @@ TIMES = [
     "2026-11-24",
     "20261124T003119Z",
     "2026-W48-2T00:00:00.00000000000Z",
+    "2026-11-24\t00:31:19.00000000000Z",
+    "2026-11-24T00:31:19,00000000000Z",
     "now",
     "",
 ]
@@ -109,7 +111,7 @@ PLAIN = [("auth", "metadata", "password"), ("auth", "metadata", "token"), ("requ
 class Made:
     """A text of mutated lines, and the secrets that were put into it."""
 
-    text: bytes = b""
+    text: bytes = field(default=b"", repr=False)
     secrets: list[bytes] = field(default_factory=list)
 
 

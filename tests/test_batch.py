@@ -1,5 +1,6 @@
 """A batch, whatever is in it: every line becomes exactly one thing, nothing is lost but secrets, and no secret is kept."""
 
+import json
 import re
 import time
 from datetime import UTC, datetime, timedelta
@@ -22,6 +23,8 @@ from audit.secrets import RawSecret
 from tests import mutations
 from tests.mutations import REAL, Made
 
+# a text that fails a property is long
+pytestmark = pytest.mark.filterwarnings("ignore::hypothesis.errors.HypothesisWarning")
 NOW = datetime(2026, 11, 26, tzinfo=UTC)
 LIMITS = Limits(oldest=NOW - timedelta(days=400), newest=NOW + timedelta(days=2))
 TOKEN = b"hvs." + b"A" * 30
@@ -73,6 +76,11 @@ def test_each_line_of_any_text_becomes_one_thing_and_no_secret_is_kept(made: Mad
     rows = msgspec.json.encode([batch.rows, batch.again])
     reasons = b" ".join(reject.line + reject.reason.encode() for reject in batch.rejects)
     assert_hidden(made.secrets, kept(batch), rows, reasons)
+    # as `rebuild` reads it
+    again = apart(kept(batch))
+    assert msgspec.json.encode([again.rows, again.again]) == rows
+    assert (again.lines, again.rejects) == (batch.lines, batch.rejects)
+    assert not again.redacted
 
 
 @settings(max_examples=150, deadline=None)
@@ -216,6 +224,14 @@ def test_any_text_is_stored_once_whatever_its_batches_and_hides_its_secrets(made
 
 
 @pytest.mark.django_db
+def test_a_chunk_without_a_line_only_moves_the_position() -> None:
+    stream = stream_named("v", "d", "n")
+    assert ingest(stream.pk, Chunk(b"", 7, Position(offset=7), 0), expected=None, now=NOW) == Counts()
+    stream.refresh_from_db()
+    assert stream.offset == 7
+
+
+@pytest.mark.django_db
 def test_a_line_that_contradicts_another_is_told_the_same_whatever_the_batches() -> None:
     line = next(line for line in REAL if b'"type":"request"' in line)
     other = mutations.put(line, ("request", "path"), "elsewhere")
@@ -272,3 +288,39 @@ def test_the_heaviest_text_that_anybody_can_send_takes_seconds(name: str) -> Non
     assert time.process_time() - began < 20
     assert batch.lines == things(batch)
     assert TOKEN not in kept(batch)
+
+
+def test_what_a_client_nests_like_an_entry_is_none_where_its_own_entry_is_torn() -> None:
+    fake = {"time": "2026-01-01T00:00:00Z", "type": "hmac-sha256:ab", "request": {"id": "fake"}}
+    line = mutations.put(LINE, ("request", "data"), {"x": fake, "y": 1})
+    torn = line[: line.index(b'"y"')]
+    batch = apart(torn + LINE)
+    assert len(batch.rejects) == 1
+    assert [half.what[2] for row in batch.rows.values() for half in row if half] == [
+        json.loads(LINE)["request"]["path"]
+    ]
+
+
+def test_lines_of_a_backlog_that_are_older_than_retention_expire_in_whatever_order() -> None:
+    lines = [mutations.put(LINE, ("time",), f"2024-0{month}-01T00:00:00Z") for month in range(1, 6)]
+    for order in (lines, lines[::-1]):
+        batch = apart(b"\n".join([*order, LINE]))
+        assert (batch.expired.total(), len(list(batch.halves()))) == (5, 1)
+
+
+@pytest.mark.django_db
+@pytest.mark.parametrize("cuts", [[], [1, 2, 3, 4, 5, 6, 7], [3], [5]])
+def test_two_devices_on_one_path_take_turns_and_the_login_is_found_in_the_words_of_either(cuts: list[int]) -> None:
+    session = (mutations.DATA / "session.ndjson").read_bytes().splitlines()
+    ours = [line for line in session if b"auth/kubernetes/login" in line or b'"path":"database/creds' in line]
+    theirs = [re.sub(rb"(hmac-sha256:)[0-9a-f]{32}", rb"\g<1>" + b"0" * 32, line) for line in ours]
+    assert len(ours) == 4
+    # each entry is written by the one first, or by the other
+    pairs = zip([ours, theirs, ours, theirs], [theirs, ours, theirs, ours], range(4), strict=True)
+    text = b"".join(line + b"\n" for one, other, n in pairs for line in (one[n], other[n]))
+    stream = stream_named("v", "d", "n")
+    counts = take(stream, text, cuts)
+    assert (counts.parts, counts.duplicates) == (4, 4)
+    lease = stream.device.vault.leases.get()
+    assert lease.login is not None
+    assert lease.login.display_name == "kubernetes-shop-storefront"
