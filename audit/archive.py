@@ -75,6 +75,9 @@ class Folder:
     """A folder that is there: a mount that is missing must not be taken for an empty one."""
 
     root: Path
+    # what messages call it, and the key of leasehold.toml that names it
+    what: str = "archive folder"
+    key: str = "archive"
 
     def read(self, name: str, *, start: int = 0, length: int | None = None) -> bytes | None:
         self._look()
@@ -108,8 +111,8 @@ class Folder:
     def _look(self) -> None:
         if not self.root.is_dir():
             raise ArchiveUnavailable(
-                f"The archive folder {self.root} is not there",
-                "Mount it into the workers of the queue `reports`, or correct `archive` in leasehold.toml.",
+                f"The {self.what} {self.root} is not there",
+                f"Mount it into the workers of the queue `reports`, or correct `{self.key}` in leasehold.toml.",
             )
 
     def _make(self, folder: Path) -> None:
@@ -120,7 +123,7 @@ class Folder:
 
     def _failed(self, verb: str, error: OSError) -> ArchiveUnavailable:
         return ArchiveUnavailable(
-            f"The archive folder {self.root} cannot be {'read' if verb == 'read' else 'written'} ({error.strerror})",
+            f"The {self.what} {self.root} cannot be {'read' if verb == 'read' else 'written'} ({error.strerror})",
             "Make it readable and writable for the workers' user, with room on its disk.",
         )
 

@@ -1,7 +1,7 @@
 """What is missing, with the exact fix: every part that an installation needs, tried now."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -13,26 +13,34 @@ from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from audit import follow, retention
+from audit import follow, heads, retention
 from audit.ingest import position_of
-from audit.models import Housekeeping, Stream
+from audit.models import Housekeeping, Signing, Stream
 from leases import checks
 from leases.errors import SourceError
-from leases.models import Action, AuthMount, Cluster, Database, Vault
+from leases.models import Action, AuthMount, Cluster, Database, Policy, Vault
 
 FEWEST_DAYS_AHEAD = 2
 # a day, and some time for a partition that was in use
 LONGEST_UNKEPT = timedelta(hours=26)
+UNSIGNED = (
+    "The heads of the chains are not signed: whoever takes over the database could rewrite a chain unnoticed. "
+    "Add [heads] to leasehold.toml (docs/integrity.md)."
+)
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was tried. Where it is not ok, `cause` says what is wrong and `fix` what to do."""
+    """One thing that was tried. Where it is not ok, `cause` says what is wrong and `fix` what to do.
+
+    `hint`: what could be better where nothing is wrong.
+    """
 
     what: str
     ok: bool
     cause: str = ""
     fix: str = ""
+    hint: str = ""
 
 
 class _Wrong(SourceError):
@@ -55,6 +63,8 @@ def examine() -> Iterator[Finding]:
         yield _try("workers", workers)
     yield _try("configuration", configured)
     yield _try("housekeeping", house)
+    signed = _try("signed heads", signed_heads)
+    yield signed if not signed.ok or Policy.current().heads_key else replace(signed, hint=UNSIGNED)
     # before the vaults, whose log-in may wait for a cluster's TokenReview
     for cluster in Cluster.objects.filter(retired=False).order_by("name"):
         yield _try(f"cluster {cluster.name}", partial(checks.check_cluster, cluster))
@@ -166,6 +176,21 @@ def house() -> None:
     if house is None or now - house.kept_at > LONGEST_UNKEPT:
         since = f"since {house.kept_at:%Y-%m-%d %H:%M} UTC" if house else "so far"
         raise _Wrong(f"Housekeeping has not come to its end {since}", start)
+
+
+def signed_heads() -> None:
+    """As the worker that signs them has written down: only that one has the key."""
+    if not Policy.current().heads_key:
+        return
+    state = Signing.objects.filter(pk=1).first()
+    if state and state.cause:
+        raise _Wrong(state.cause, state.fix)
+    newest = max(filter(None, [heads.delivered_until(), state.since if state else None]), default=None)
+    if newest is None or timezone.now() - newest > heads.LONGEST_UNSIGNED:
+        raise _Wrong(
+            "No signed heads were delivered " + (f"since {newest:%Y-%m-%d %H:%M} UTC" if newest else "so far"),
+            "Start beat and a worker of the queue `reports`, and look at that worker's log.",
+        )
 
 
 def auth_mounts(vault: Vault) -> None:

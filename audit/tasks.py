@@ -9,7 +9,7 @@ from celery import shared_task
 from django.db import DataError
 from django.utils import timezone
 
-from audit import attribute, follow, polls, retention, users
+from audit import attribute, follow, heads, polls, retention, users
 from audit.ingest import Rebuilding, ingest_all, position_of
 from audit.models import Device, Stream
 from audit.secrets import RawSecret
@@ -143,6 +143,18 @@ def keep_house() -> None:
         log.warning("housekeeping: %s", problem)
     if not kept.complete:
         keep_house.apply_async(expires=60)
+
+
+# as above: a place may answer slowly, and what is killed is done again
+@shared_task(soft_time_limit=300, time_limit=330)
+def sign_heads() -> None:
+    """Once an hour, and more often while a delivery fails."""
+    if not heads.is_due(now=timezone.now()):
+        return
+    with turn("heads", 0) as mine:
+        problems = heads.sign_heads(now=timezone.now()) if mine else []
+    for problem in problems:
+        log.warning("signed heads: %s", problem)
 
 
 @shared_task

@@ -30,6 +30,8 @@ app.conf.beat_schedule = {
     "check-polls": _every("audit.tasks.check_polls", 10.0),
     # does something once an hour; asked often, because a clock that was started anew counts from its start
     "keep-house": _every("audit.tasks.keep_house", 60.0),
+    # as above
+    "sign-heads": _every("audit.tasks.sign_heads", 60.0),
     "reconcile-leases": _every("leases.tasks.reconcile_leases", 5.0),
     "resume-stuck-revocations": _every("leases.tasks.resume_stuck_revocations", 5.0),
 }

@@ -8,8 +8,8 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 import audit.queries
-from audit import retention
-from audit.models import Housekeeping
+from audit import heads, retention
+from audit.models import Housekeeping, Signing
 from dashboard.version import VERSION
 from leases import queries
 
@@ -56,6 +56,7 @@ class LedgerCollector(Collector):
             [([source.kind, source.name], int(source.ok)) for source in sources],
         )
         yield from _house(now=self.now)
+        yield from _heads()
         labelled = [
             ([status.stream.device.vault.name, status.stream.device.name, status.stream.node], status)
             for status in streams
@@ -127,6 +128,30 @@ def _house(*, now: datetime) -> Iterator[Metric]:
         "0 where something keeps it from being done, such as an archive that cannot be written; doctor says what",
         [],
         [([], int(not cause)) for _, cause in ages],
+    )
+
+
+def _heads() -> Iterator[Metric]:
+    """Without samples where no heads are to be signed."""
+    state = Signing.objects.filter(pk=1).first()
+    until = heads.delivered_until() if state else None
+    yield _gauge(
+        "leasehold_heads_signed_timestamp_seconds",
+        "When the newest heads were signed of those that were delivered to every place; more than two hours ago is too long",
+        [],
+        [([], until.timestamp())] if until else [],
+    )
+    yield _gauge(
+        "leasehold_heads_waiting",
+        "Signed documents that do not lie in every place yet",
+        [],
+        [([], heads.waiting().count())] if state else [],
+    )
+    yield _gauge(
+        "leasehold_heads_ok",
+        "0 where something keeps heads from being signed or delivered; doctor says what",
+        [],
+        [([], int(not state.cause))] if state else [],
     )
 
 

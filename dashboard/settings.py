@@ -187,6 +187,7 @@ CELERY_TASK_ROUTES = {
     "leases.tasks.check_vaults": {"queue": "leases"},
     "audit.tasks.check_salts": {"queue": "leases"},
     "audit.tasks.keep_house": {"queue": "reports"},
+    "audit.tasks.sign_heads": {"queue": "reports"},
     "audit.tasks.check_polls": {"queue": "leases"},
     "leases.tasks.carry_out_revocation": {"queue": "actions"},
     "leases.tasks.resume_stuck_revocations": {"queue": "actions"},

@@ -101,6 +101,11 @@ class Policies(msgspec.Struct, forbid_unknown_fields=True):
     archive_secret_key: Reference | None = None
 
 
+class HeadsConfig(msgspec.Struct, forbid_unknown_fields=True):
+    key: Reference
+    deliver_to: list[str]
+
+
 class Configuration(msgspec.Struct, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -108,6 +113,7 @@ class Configuration(msgspec.Struct, forbid_unknown_fields=True):
     clusters: list[ClusterConfig] = []
     databases: list[DatabaseConfig] = []
     policies: Policies = msgspec.field(default_factory=Policies)
+    heads: HeadsConfig | None = None
 
 
 def load(path: Path) -> Configuration:
@@ -163,7 +169,7 @@ def problems(configuration: Configuration) -> list[str]:
                 found.append(f"vault {vault.name}: [vaults.{name}] with method {login.method} needs mount and role")
         if vault.reconcile_seconds < 5:
             found.append(f"vault {vault.name}: reconcile_seconds must be 5 or more")
-    return found + retention_problems(configuration.policies)
+    return found + retention_problems(configuration.policies) + heads_problems(configuration)
 
 
 def retention_problems(policies: Policies) -> list[str]:
@@ -195,6 +201,23 @@ def retention_problems(policies: Policies) -> list[str]:
     return found
 
 
+def heads_problems(configuration: Configuration) -> list[str]:
+    """What is wrong with the places that signed heads are delivered to."""
+    if configuration.heads is None:
+        return []
+    found, places = [], configuration.heads.deliver_to
+    if not places:
+        found.append('heads.deliver_to names no place; write whole paths of folders, or "archive"')
+    for place in places:
+        if place == "archive" and not configuration.policies.archive:
+            found.append("heads.deliver_to names the archive, but policies.archive is empty")
+        elif place != "archive" and not _is_folder(place):
+            found.append(f'heads.deliver_to has {place!r}; write the whole path of a folder, /…, or "archive"')
+    if len({place.rstrip("/") for place in places}) < len(places):
+        found.append("heads.deliver_to names a place twice")
+    return found
+
+
 def unpushable(configuration: Configuration) -> list[str]:
     """Nodes with `push = true` that have a file as well, or names that no address can carry."""
     found = []
@@ -217,6 +240,7 @@ def _is_folder(archive: str) -> bool:
 @transaction.atomic
 def apply(configuration: Configuration) -> None:
     """Writes vaults, clusters, auth mounts and databases; what is gone from the file is retired, never deleted."""
+    heads = configuration.heads
     Policy.objects.update_or_create(
         pk=1,
         defaults={
@@ -230,6 +254,8 @@ def apply(configuration: Configuration) -> None:
             "archive_ca_file": configuration.policies.archive_ca_file,
             "archive_access_key": _reference(configuration.policies.archive_access_key),
             "archive_secret_key": _reference(configuration.policies.archive_secret_key),
+            "heads_key": _reference(heads.key) if heads else None,
+            "heads_deliver_to": [place.rstrip("/") for place in heads.deliver_to] if heads else [],
         },
     )
     Vault.objects.update(retired=True)

@@ -15,6 +15,7 @@ from audit.models.events import (
     What,
     Who,
 )
+from audit.models.heads import HeadsDocument, Signing
 from audit.models.history import AttributionChange
 from audit.models.retention import Dropped, Housekeeping, Moved
 from audit.models.streams import (
@@ -40,6 +41,7 @@ __all__ = [
     "FurtherSighting",
     "Gap",
     "Hash",
+    "HeadsDocument",
     "Hourly",
     "Housekeeping",
     "Kind",
@@ -49,6 +51,7 @@ __all__ = [
     "RejectedLine",
     "Renewals",
     "Sighting",
+    "Signing",
     "Stream",
     "Text",
     "Token",

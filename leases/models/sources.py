@@ -4,7 +4,7 @@ from django.db import models
 
 
 class Policy(models.Model):
-    """The [policies] of leasehold.toml: one row."""
+    """The [policies] and [heads] of leasehold.toml: one row."""
 
     # how far the clocks of vault, cluster and this product may be apart
     clock_skew_seconds = models.FloatField(default=2.0)
@@ -22,6 +22,9 @@ class Policy(models.Model):
     archive_ca_file = models.TextField(blank=True)
     archive_access_key = models.JSONField(null=True)
     archive_secret_key = models.JSONField(null=True)
+    # [heads]: which key signs the heads of the chains (by reference), and the places outside the database that get them
+    heads_key = models.JSONField(null=True)
+    heads_deliver_to = models.JSONField(default=list)
 
     class Meta:
         constraints = [models.CheckConstraint(condition=models.Q(pk=1), name="there_is_one_policy")]

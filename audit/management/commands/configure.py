@@ -6,7 +6,7 @@ from django.conf import settings
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from audit import configuration, retention
+from audit import configuration, heads, retention
 from leases.configuration import ConfigurationError, load
 
 
@@ -21,6 +21,7 @@ class Command(BaseCommand):
         configuration.apply(config)
         retention.make_ahead(now=timezone.now())
         retention.ask_anew(now=timezone.now())
+        heads.ask_anew(now=timezone.now())
         streams = sum(len(device.nodes) for vault in config.vaults for device in vault.devices)
         self.stdout.write(
             f"Applied {settings.CONFIG_FILE}: {len(config.vaults)} vaults, {streams} streams, "

@@ -26,6 +26,8 @@ class Command(BaseCommand):
                 self.stdout.write(f"{'ok     ' if finding.ok else 'WRONG  '}{finding.what}")
                 if not finding.ok:
                     self.stdout.write(f"       cause: {finding.cause}\n       fix:   {finding.fix}")
+                if finding.hint:
+                    self.stdout.write(f"       hint:  {finding.hint}")
                 self.stdout.flush()
         if options["json"]:
             self.stdout.write(json.dumps([asdict(finding) for finding in findings], indent=1))
