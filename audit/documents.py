@@ -7,24 +7,32 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
+from msgspec import Meta
 
 from audit import ed25519
 
 FORMAT = "leasehold heads 1"
 
+# what the database can be asked for, whoever wrote the document
+Name = Annotated[str, Meta(pattern=r"^[^\x00]*$")]
+Number = Annotated[int, Meta(ge=0, lt=2**31)]
+Count = Annotated[int, Meta(ge=0)]
+Hex = Annotated[str, Meta(pattern=r"^[0-9a-f]*$")]
+
 
 class Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One stream as it was: `head` is the SHA-256 of its block `sequence`; empty where it had none."""
 
-    vault: str
-    device: str
-    node: str
-    sequence: int
-    head: str
-    lines: int
-    blocks: int
+    vault: Name
+    device: Name
+    node: Name
+    sequence: Number
+    head: Hex
+    lines: Count
+    blocks: Count
 
     @property
     def stream(self) -> tuple[str, str, str]:
@@ -35,13 +43,13 @@ class Document(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_def
     """`previous`: SHA-256 of the whole file before it; empty for number 1. Keys and signature are in hex."""
 
     format: str
-    number: int
-    signed_at: datetime
-    previous: str
-    public_key: str
-    fingerprint: str
+    number: Number
+    signed_at: Annotated[datetime, Meta(tz=True)]
+    previous: Hex
+    public_key: Hex
+    fingerprint: Hex
     streams: list[Head]
-    signature: str = ""
+    signature: Hex = ""
 
 
 def write(

@@ -160,9 +160,8 @@ class Contradiction:
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """A stream against what was signed of it: how many of its blocks were, the newest of them, and when."""
+    """A stream against what was signed of it: the newest of its blocks that was, and when."""
 
-    signed: int
     last: int
     last_at: datetime | None
     contradiction: Contradiction | None
@@ -197,7 +196,7 @@ def _compared(stream: tuple[str, str, str], signed: dict[tuple[int, str], dateti
         None,
     )
     last = wanted[-1] if wanted else None
-    return Compared(len(there), last[0] if last else 0, signed[last] if last else None, contradiction)
+    return Compared(last[0] if last else 0, signed[last] if last else None, contradiction)
 
 
 def _what(there: str | None, *, at: datetime, known: bool) -> str:

@@ -27,8 +27,8 @@ class Command(BaseCommand):
         write(public_path, public, mode=0o644)
         self.stdout.write(ed25519.fingerprint(ed25519.public_key(public)))
         self.stderr.write(
-            f"Wrote {path} and {public_path}. The line above is the public key's fingerprint: keep both away from the "
-            "database, with those who check."
+            f"Wrote {path} (for the worker of the queue `reports` alone) and {path.name}.pub. The line above is the public "
+            "key's fingerprint. Keep it where those who check find it, and not in the database."
         )
 
 
