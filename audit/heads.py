@@ -38,7 +38,8 @@ def is_due(*, now: datetime) -> bool:
 
 
 def _is_unsigned(now: datetime) -> bool:
-    return not HeadsDocument.objects.filter(at__gte=now.replace(minute=0, second=0, microsecond=0)).exists()
+    last = HeadsDocument.objects.order_by("-number").first()
+    return last is None or last.at < now.replace(minute=0, second=0, microsecond=0)
 
 
 def waiting() -> QuerySet[HeadsDocument]:
