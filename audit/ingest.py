@@ -14,6 +14,7 @@ from django.db import connection, transaction
 from audit import blocks, coverage, intern, ledger, partitions, rollups, tables
 from audit.batch import OLDEST, Batch, Counts, Limits, hour, take_apart
 from audit.follow import Chunk, Position
+from audit.lines import Half
 from audit.merge import absorb, agree, content_of
 from audit.models import Stream
 from audit.plan import Plan, key_of, mark_own, plan_row
@@ -323,8 +324,7 @@ def make_plan(stream: Stream, batch: Batch, stored: Mapping[int, int] | None = N
     With `all_new` only those are looked for whose being known the day's unique index would not show.
     """
     keys = {key_of(request_id)[0]: request_id for request_id in batch.rows}
-    looked_for = [key for key, request_id in keys.items() if _may_hide(batch, request_id)] if all_new else keys
-    known = tables.known(stream, looked_for, batch)
+    known = tables.known(stream, _may_hide(batch, keys) if all_new else keys, batch)
     plan = Plan(again=stored is not None)
     for key, request_id in keys.items():
         plan_row(plan, key, request_id, batch.rows[request_id], batch.again.get(request_id), known.get(key))
@@ -339,9 +339,15 @@ def make_plan(stream: Stream, batch: Batch, stored: Mapping[int, int] | None = N
     return plan
 
 
-def _may_hide(batch: Batch, request_id: str) -> bool:
-    """Could this request be known without the unique index of its own day's partition telling?"""
-    request, response = batch.rows[request_id]
-    if request is None or response is None or request_id in batch.again:
-        return True
-    return (request.at - NEAR_MIDNIGHT).date() != (request.at + NEAR_MIDNIGHT).date()
+def _may_hide(batch: Batch, keys: Mapping[str, str]) -> list[str]:
+    """Which of these could be known without the unique index of their own day's partition telling? Keys -> request ids."""
+    found = [key for key, request_id in keys.items() if None in batch.rows[request_id] or request_id in batch.again]
+    if batch.oldest and batch.newest and (batch.oldest - NEAR_MIDNIGHT).date() != (batch.newest + NEAR_MIDNIGHT).date():
+        found += [key for key, request_id in keys.items() if _is_near_midnight(batch.rows[request_id])]
+    return found
+
+
+def _is_near_midnight(row: list[Half | None]) -> bool:
+    return any(
+        half is not None and (half.at - NEAR_MIDNIGHT).date() != (half.at + NEAR_MIDNIGHT).date() for half in row
+    )
