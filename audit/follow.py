@@ -20,6 +20,7 @@ __all__ = ["CHUNK", "LONGEST_LINE", "Chunk", "FileUnavailable", "Gap", "Position
 
 # large, so that what a transaction costs by itself is shared by thousands of lines
 CHUNK = 16 * 1024 * 1024
+MOST_LINES = 50_000
 # one entry can be many megabytes (a LIST of every lease); past this a line is taken as it is
 LONGEST_LINE = 64 * 1024 * 1024
 # a compressed file that ends in the middle may still be written, and a counter that is missing may be on its way: after
@@ -80,13 +81,26 @@ def read(path: Path, position: Position, *, size: int = CHUNK, finished: bool = 
     for attempt in range(20):
         try:
             with ExitStack() as open_files:
-                return _read(path, position, size, finished, open_files)
+                return _shortened(_read(path, position, size, finished, open_files))
         except Moved:
             time.sleep(0.005 * attempt)
         except OSError as error:
             raise unreadable(path, error) from error
     raise FileUnavailable(
         f"{path} and the files beside it are renamed or cut all the time", "Look what rotates them so often."
+    )
+
+
+def _shortened(chunk: Chunk) -> Chunk:
+    """The first MOST_LINES of it: what is no entry can be a few bytes long, and a task must end in time."""
+    if chunk.lines.count(b"\n") <= MOST_LINES:
+        return chunk
+    end = sum(len(line) + 1 for line in chunk.lines.split(b"\n", MOST_LINES)[:MOST_LINES])
+    return replace(
+        chunk,
+        lines=chunk.lines[:end],
+        position=replace(chunk.position, offset=chunk.offset_from + end),
+        unread=chunk.unread + len(chunk.lines) - end,
     )
 
 

@@ -135,10 +135,13 @@ def _first_told(model: Any, stream: Stream, digests: list[Any], places: list[tup
     """For each digest: is it told of here for the first time? `places`: block (0: not stored yet) and line."""
     if not digests:
         return []
-    rows = model.objects.filter(stream=stream, digest__in=set(digests))
-    known = {
-        digest: (block, line) for digest, block, line in rows.values_list("digest", "block_sequence", "line_number")
-    }
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT digest, block_sequence, line_number FROM {model._meta.db_table}"  # noqa: S608
+            " WHERE stream_id = %s AND digest = ANY(string_to_array(%s, ' ')::uuid[])",
+            [stream.pk, " ".join(map(str, set(digests)))],
+        )
+        known = {digest: (block, line) for digest, block, line in cursor.fetchall()}
     new, seen = [], set()
     for digest, place in zip(digests, places, strict=True):
         new.append(digest not in seen and known.get(digest, place) == place)
@@ -153,21 +156,21 @@ def clash_digest(clash: Clash) -> Any:
 
 
 def add_rejects(stream: Stream, rejects: list[Reject], sequences: Mapping[int, int], *, now: datetime) -> None:
-    RejectedLine.objects.bulk_create(
-        [
-            RejectedLine(
-                stream=stream,
-                block_sequence=sequences[reject.block],
-                line_number=reject.number,
-                digest=line_digest(reject.line),
-                reason=reject.reason,
-                at=now,
-            )
-            for reject in rejects
-        ],
-        # one that is read again out of its block stands there
-        ignore_conflicts=True,
-    )
+    """One statement, since a damaged file can hold nothing else."""
+    if not rejects:
+        return
+    rows = [
+        (sequences[reject.block], reject.number, str(line_digest(reject.line)), reject.reason) for reject in rejects
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            INSERT INTO audit_rejectedline (stream_id, at, block_sequence, line_number, digest, reason)
+            SELECT %s, %s, * FROM unnest(%s::int[], %s::int[], %s::uuid[], %s::text[])
+            ON CONFLICT (stream_id, digest) DO NOTHING  -- one that is read again out of its block stands there
+            """,
+            [stream.pk, now, *[list(column) for column in zip(*rows, strict=True)]],
+        )
 
 
 def add_clashes(stream: Stream, clashes: list[Clash], sequences: Mapping[int, int], *, now: datetime) -> None:

@@ -1132,3 +1132,12 @@ def test_a_reader_beside_a_writer_that_rotates_all_the_time_gets_each_line(log: 
         thread.join()
         writer.file.close()
     assert (seen, gaps) == (writer.written, 0)
+
+
+def test_a_chunk_of_very_short_lines_is_cut_and_goes_on_there(log: Path) -> None:
+    text = b"".join(b"%d\n" % number for number in range(follow.MOST_LINES + 10))
+    log.write_bytes(text)
+    first = read(log, Position())
+    assert first.lines.count(b"\n") == follow.MOST_LINES
+    second = read(log, first.position)
+    assert (first.lines + second.lines, first.unread, second.unread) == (text, len(second.lines), 0)
