@@ -21,9 +21,11 @@ from audit.management.commands.ingest import stream_named
 from audit.models import Event, RawBlock, RejectedLine, Sighting, Stream
 from audit.secrets import SECRET_KEYS, RawSecret
 from demo import openbao as openbao_server
+from demo.kube import Cluster
 from demo.openbao import OpenBao
+from demo.postgres import Postgres
 from tests.test_batch import assert_hidden, everything
-from tests.world import World
+from tests.world import World, build
 
 pytestmark = pytest.mark.django_db
 
@@ -123,6 +125,14 @@ class Log:
         self.stream.refresh_from_db()
         assert self.stream.refused == ""
         return counts
+
+
+@pytest.fixture(scope="module")
+def world(postgres: Postgres, kubernetes_api: Cluster, run_folder: Path) -> Iterator[World]:
+    """A server of its own: other tests read the shared one's log, and what is sent here is more than they can."""
+    server = openbao_server.start(run_folder / "hostile")
+    yield build(server, postgres, kubernetes_api, run_folder / "hostile-world")
+    server.stop()
 
 
 @pytest.fixture

@@ -377,11 +377,17 @@ def test_a_database_that_is_away_says_when_to_come_again(tmp_path: Path, stream:
 def test_too_many_batches_at_once_are_told_to_come_again(tmp_path: Path, stream: Stream, token: str) -> None:
     with pushing.running(tmp_path, options=("--workers=1",), LEASEHOLD_PUSH_AT_ONCE="1") as small:
         head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 1000\r\n\r\n"
-        with socket.create_connection(("127.0.0.1", small.port)) as slow:
-            slow.sendall(head.encode() + b"half of it")
-            answer = until(lambda: small.post(PATH, body(requests(1)), token=token), 429)
-            refused(answer, 429, "at once")
-            assert int(answer.headers["Retry-After"]) >= 1
+
+        def ask_beside_a_slow_one() -> Answer:
+            with socket.create_connection(("127.0.0.1", small.port)) as slow:
+                slow.sendall(head.encode() + b"half of it")
+                # it may itself have been refused, while the request before it was being answered
+                time.sleep(0.3)
+                return small.post(PATH, body(requests(1)), token=token)
+
+        answer = until(ask_beside_a_slow_one, 429)
+        refused(answer, 429, "at once")
+        assert int(answer.headers["Retry-After"]) >= 1
         assert until(lambda: small.post(PATH, body(requests(1)), token=token), 200).json["parts"] == 2
 
 
