@@ -7,7 +7,7 @@ from django.db import connection
 
 from audit import follow
 from audit.batch import OLDEST, Batch, hour
-from audit.models import Coverage, Gap, Stream
+from audit.models import Gap, Stream
 from audit.plan import Plan, Seen
 
 _HOUR = timedelta(hours=1)
@@ -148,8 +148,3 @@ def add_gap(stream: Stream, gap: follow.Gap, *, now: datetime) -> Gap:
         to_at=now,
         at=now,
     )
-
-
-def of_stream(stream: Stream, *, from_at: datetime, to_at: datetime) -> list[Coverage]:
-    """The hours of [from, to) in which the stream had lines, oldest first."""
-    return list(Coverage.objects.filter(stream=stream, hour__gte=hour(from_at), hour__lt=to_at).order_by("hour"))

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields
 from datetime import UTC, date, datetime, timedelta
 
-from django.db import connection, transaction
+from django.db import OperationalError, connection, transaction
 
 from audit import blocks, coverage, intern, ledger, partitions, rollups, tables
 from audit.batch import OLDEST, Batch, Counts, Limits, hour, take_apart
@@ -40,6 +40,9 @@ MANY = 500
 NEAR_MIDNIGHT = timedelta(hours=1)
 # SQLSTATE of PostgreSQL
 UNIQUE_VIOLATION = "23505"
+# lock_not_available, deadlock_detected, serialization_failure
+# https://www.postgresql.org/docs/current/errcodes-appendix.html
+PASSING = {"55P03", "40P01", "40001"}
 # the columns of Stream that ingestion writes; the others are configure's
 INGEST_OWNS = [
     "file_inode",
@@ -76,11 +79,19 @@ def ingest(stream_id: int, chunk: Chunk, *, expected: Position | None, now: date
 
 
 def ingest_all(
-    stream_id: int, chunks: Iterator[Chunk], *, expected: Position | None, clock: Callable[[], datetime]
+    stream_id: int,
+    chunks: Iterator[Chunk],
+    *,
+    expected: Position | None,
+    clock: Callable[[], datetime],
+    moves: bool = True,
+    tries: int = 1,
 ) -> Iterator[tuple[Chunk, Counts]]:
     """As ingest(), chunk by chunk, for a backlog: the next chunk is taken apart while this one is being stored.
 
-    `chunks` is read in another thread. Ends early (without an error) when another worker has moved the stream on.
+    `chunks` is read in another thread. Ends early (without an error) when another worker has moved the stream on. `moves`: the
+    stream's position is that of these chunks; it is not for a file that is taken beside the one that is followed. `tries`: how
+    often a chunk is stored anew where a lock could not be had (PASSING).
     """
     with ThreadPoolExecutor(1, thread_name_prefix="parse") as parser:
 
@@ -104,7 +115,9 @@ def ingest_all(
             chunk, batch, looked_at = item
             within = limits(now=clock())
             waiting = parser.submit(next_one)
-            counts = store(stream_id, batch, chunk, expected=expected, now=clock(), looked_at=looked_at)
+            counts = _store_patiently(
+                stream_id, batch, chunk, expected=expected, clock=clock, looked_at=looked_at, moves=moves, tries=tries
+            )
             if not counts.lines and batch.lines:
                 return
             if expected is not None:
@@ -137,16 +150,18 @@ def store(
     expected: Position | None,
     now: datetime,
     looked_at: datetime | None = None,
+    moves: bool = True,
 ) -> Counts:
     """The transaction: all of it, or nothing. `looked_at`: when the file was read, where that was not just now; what the
-    stream says of its position must be true of that time (audit.polls)."""
+    stream says of its position must be true of that time (audit.polls). `moves`: see ingest_all(). Raises RawSecret where the
+    stream has been refused meanwhile."""
     stream = Stream.objects.select_related("device__vault").get(pk=stream_id)
     intern.check()
     intern_all(stream, batch)
     all_new = len(batch.rows) >= MANY and stream_id not in _told_again
     try:
         return _store_alone(
-            stream, batch, chunk, expected=expected, now=now, looked_at=looked_at or now, all_new=all_new
+            stream, batch, chunk, expected=expected, now=now, looked_at=looked_at or now, all_new=all_new, moves=moves
         )
     except BaseException as error:
         # ids that were made inside the transaction are gone with it
@@ -154,7 +169,32 @@ def store(
         if not (all_new and getattr(error.__cause__, "sqlstate", "") == UNIQUE_VIOLATION):
             raise
     _told_again.add(stream_id)
-    return store(stream_id, batch, chunk, expected=expected, now=now, looked_at=looked_at)
+    return store(stream_id, batch, chunk, expected=expected, now=now, looked_at=looked_at, moves=moves)
+
+
+def _store_patiently(
+    stream_id: int,
+    batch: Batch,
+    chunk: Chunk,
+    *,
+    expected: Position | None,
+    clock: Callable[[], datetime],
+    looked_at: datetime,
+    moves: bool,
+    tries: int,
+) -> Counts:
+    for left in range(tries - 1, -1, -1):
+        try:
+            return store(stream_id, batch, chunk, expected=expected, now=clock(), looked_at=looked_at, moves=moves)
+        except OperationalError as error:
+            if not left or not is_passing(error):
+                raise
+    raise AssertionError("a batch is tried at least once")
+
+
+def is_passing(error: OperationalError) -> bool:
+    """Something else held a lock for too long, or both held what the other wanted: it may be tried again."""
+    return getattr(error.__cause__, "sqlstate", "") in PASSING
 
 
 # streams whose last large batch held something that was known
@@ -170,6 +210,7 @@ def _store_alone(
     now: datetime,
     looked_at: datetime,
     all_new: bool,
+    moves: bool,
 ) -> Counts:
     with transaction.atomic():
         with connection.cursor() as cursor:
@@ -185,10 +226,12 @@ def _store_alone(
         stream = Stream.objects.select_related("device__vault").get(pk=stream.pk)
         # tokens were interned under that one; a device that was enabled anew meanwhile is so for the next batch
         stream.device.salt_epoch = epoch
+        if stream.refused:
+            raise RawSecret(stream.refused.partition(" ")[0])
         if expected is not None and position_of(stream) != expected:
             return Counts()
         partitions.make_for(days(batch, now=now))
-        return _store(stream, batch, chunk, now=now, looked_at=looked_at, all_new=all_new)
+        return _store(stream, batch, chunk, now=now, looked_at=looked_at, all_new=all_new, moves=moves)
 
 
 def position_of(stream: Stream) -> Position:
@@ -267,18 +310,21 @@ def days(batch: Batch, *, now: datetime) -> set[date]:
     return found | {block.until.date() for block in batch.blocks if block.until != OLDEST}
 
 
-def _store(stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime, looked_at: datetime, all_new: bool) -> Counts:
+def _store(
+    stream: Stream, batch: Batch, chunk: Chunk, *, now: datetime, looked_at: datetime, all_new: bool, moves: bool
+) -> Counts:
     plan = make_plan(stream, batch, all_new=all_new)
     if len(batch.rows) >= MANY and not all_new and len(plan.new) == len(batch.rows):
         _told_again.discard(stream.pk)
     used = {half.block for half in plan.fresh} | {r.block for r in plan.rejects} | {c.half.block for c in plan.clashes}
     sequences = blocks.append(stream, [(number, batch.blocks[number]) for number in sorted(used)], now=now)
-    if chunk.gap:
+    if chunk.gap and moves:
         coverage.add_gap(stream, chunk.gap, now=now)
     counts, touched = derive(stream, batch, plan, sequences, stored_at=[now] * len(batch.blocks))
     ledger.conclude(stream, plan, touched, now=now)
-    stream.file_inode, stream.file_start = chunk.position.inode, chunk.position.start
-    stream.offset, stream.unread_bytes, stream.read_at = chunk.position.offset, chunk.unread, looked_at
+    if moves:
+        stream.file_inode, stream.file_start = chunk.position.inode, chunk.position.start
+        stream.offset, stream.unread_bytes, stream.read_at = chunk.position.offset, chunk.unread, looked_at
     for name in COUNTED:
         setattr(stream, name, getattr(stream, name) + getattr(counts, name))
     stream.save(update_fields=INGEST_OWNS)
@@ -341,10 +387,15 @@ def make_plan(stream: Stream, batch: Batch, stored: Mapping[int, int] | None = N
 
 def _may_hide(batch: Batch, keys: Mapping[str, str]) -> list[str]:
     """Which of these could be known without the unique index of their own day's partition telling? Keys -> request ids."""
-    found = [key for key, request_id in keys.items() if None in batch.rows[request_id] or request_id in batch.again]
+    found = [key for key, request_id in keys.items() if request_id in batch.again or _is_apart(*batch.rows[request_id])]
     if batch.oldest and batch.newest and (batch.oldest - NEAR_MIDNIGHT).date() != (batch.newest + NEAR_MIDNIGHT).date():
         found += [key for key, request_id in keys.items() if _is_near_midnight(batch.rows[request_id])]
     return found
+
+
+def _is_apart(request: Half | None, response: Half | None) -> bool:
+    """One half is not here, or the two are of different days."""
+    return request is None or response is None or request.at.date() != response.at.date()
 
 
 def _is_near_midnight(row: list[Half | None]) -> bool:

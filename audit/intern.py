@@ -5,6 +5,7 @@ what is remembered here is always there.
 """
 
 import hashlib
+import threading
 from collections.abc import Callable, Collection, Hashable
 from typing import Any, TypeVar
 from uuid import UUID
@@ -21,8 +22,8 @@ _K = TypeVar("_K", bound=Hashable)
 _MOST = 100_000
 
 
-class Memory:
-    """The ids that this process knows. Bounded: beyond _MOST entries of a kind the next batch begins anew."""
+class Memory(threading.local):
+    """The ids that this thread knows, whose connection is its own. Bounded: beyond _MOST entries of a kind the next batch begins anew."""
 
     def __init__(self) -> None:
         self.whats: dict[What, int] = {}

@@ -21,6 +21,8 @@ from leases.models import AuthMount, DatabaseRole, Vault
 
 # a token's login is told of at most this long after the token was first used, by the times in the log
 _EARLY = timedelta(hours=1)
+# and a token lives at most that long, by Vault's default max_lease_ttl of 32 days and a bit
+_LIFE = timedelta(days=40)
 # what a login's response says, and what the registered mounts make of it
 _SAID = (
     "mount_path",
@@ -120,7 +122,8 @@ def take_logins(stream: Stream, halves: list[Half]) -> list[int]:
         )
         linked = cursor.fetchall()
     if own := [(token, at) for token, is_own, at in linked if is_own]:
-        mark_own(vault.pk, [token for token, _ in own], since=min(at for _, at in own) - _EARLY)
+        times = [at for _, at in own]
+        mark_own(vault.pk, [token for token, _ in own], since=min(times) - _EARLY, until=max(times) + _LIFE)
     return [row[0] for row in linked]
 
 
@@ -164,17 +167,19 @@ def is_own(vault: Vault, mount_path: str, metadata: dict[str, str]) -> bool:
     return bool(role) and (mount_path, role) in own
 
 
-def mark_own(vault: int, tokens: list[int], *, since: datetime) -> None:
+def mark_own(vault: int, tokens: list[int], *, since: datetime, until: datetime) -> None:
     """Requests of own tokens that came in with, or before, their login."""
     with connection.cursor() as cursor:
         cursor.execute(
             """
             UPDATE audit_event e SET own = true
-            FROM (SELECT DISTINCT request FROM audit_sighting WHERE token_id = ANY(%s) AND at >= %s) s, audit_what w
-            WHERE e.vault_id = %s AND e.request = s.request AND e.at >= %s AND NOT e.own AND w.id = e.what_id
+            FROM (SELECT DISTINCT request, at FROM audit_sighting WHERE token_id = ANY(%s) AND at BETWEEN %s AND %s) s,
+              audit_what w
+            WHERE e.vault_id = %s AND e.request = s.request AND e.at BETWEEN s.at - interval '1 day' AND s.at + interval '1 day'
+              AND e.at BETWEEN %s AND %s AND NOT e.own AND w.id = e.what_id
             RETURNING date_trunc('hour', e.at), e.kind, w.path, w.mount_point, e.who_id
             """,
-            [tokens, since, vault, since - timedelta(days=1)],
+            [tokens, since, until, vault, since - timedelta(days=1), until + timedelta(days=1)],
         )
         marked = cursor.fetchall()
     if not marked:

@@ -1,4 +1,4 @@
-"""Daily partitions. The application's role owns no table: two functions of the owner's make days and drop old ones (migrations/0003)."""
+"""Daily partitions. The application's role owns no table: two functions of the owner's make days and drop old ones (migrations/0005)."""
 
 from collections.abc import Collection
 from datetime import date

@@ -13,8 +13,8 @@ from urllib.parse import quote
 import msgspec
 from django.db import DataError, OperationalError
 
-from audit.follow import Chunk, Position
-from audit.ingest import Counts, ingest
+from audit.follow import MOST_LINES, Chunk, Position
+from audit.ingest import Counts, ingest, is_passing
 from audit.models import Stream
 from audit.secrets import RawSecret
 from leases import health
@@ -30,9 +30,6 @@ PATIENCE = 2.0
 SHORTEST_TOKEN = 32
 NO_TOKEN = {"push_token_sha256": "", "push_token_before_sha256": ""}
 
-# SQLSTATE of what passes by itself: lock_not_available, deadlock_detected, serialization_failure
-# https://www.postgresql.org/docs/current/errcodes-appendix.html
-_LOCKED = {"55P03", "40P01", "40001"}
 _decode = msgspec.json.Decoder(dict[str, msgspec.Raw]).decode
 
 
@@ -62,7 +59,8 @@ def set_token(stream: Stream, token: str, *, at_once: bool = False) -> None:
     fresh = digest(token)
     if fresh == stream.push_token_sha256 and not at_once:
         return
-    before = "" if at_once else stream.push_token_sha256
+    # the one that is in use, which a token that was never used must not push out
+    before = "" if at_once else stream.push_token_before_sha256 or stream.push_token_sha256
     Stream.objects.filter(pk=stream.pk).update(push_token_sha256=fresh, push_token_before_sha256=before)
 
 
@@ -115,7 +113,7 @@ def take(stream: Stream, blocks: Iterable[bytes], *, now: datetime, line_key: st
     except RawSecret:
         raise  # a ValueError it is not, and the stream's state says so already
     except OperationalError as error:
-        if getattr(error.__cause__, "sqlstate", None) in _LOCKED:
+        if is_passing(error):
             raise Busy from error
         raise
     except (ValueError, TypeError, LookupError, RecursionError, DataError) as error:
@@ -138,10 +136,19 @@ def pieces(blocks: Iterable[bytes], *, size: int = PIECE) -> Iterator[bytes]:
     for block in blocks:
         rest += block
         if len(rest) >= size and (end := rest.rfind(b"\n") + 1):
-            yield bytes(rest[:end])
+            yield from _few_lines(bytes(rest[:end]))
             del rest[:end]
     if rest:
-        yield bytes(rest) if rest.endswith(b"\n") else bytes(rest + b"\n")
+        yield from _few_lines(bytes(rest) if rest.endswith(b"\n") else bytes(rest + b"\n"))
+
+
+def _few_lines(lines: bytes) -> Iterator[bytes]:
+    """What is no entry can be a few bytes long, and no transaction may take long."""
+    while lines.count(b"\n") > MOST_LINES:
+        end = sum(len(line) + 1 for line in lines.split(b"\n", MOST_LINES)[:MOST_LINES])
+        yield lines[:end]
+        lines = lines[end:]
+    yield lines
 
 
 def unwrap(lines: bytes, key: str) -> bytes:

@@ -295,7 +295,7 @@ def accesses_by_service_account(*, vault: str, from_at: datetime, to_at: datetim
               UNION ALL
               SELECT e.who_id, w.path, 1
               FROM bounds, audit_event e JOIN audit_what w ON w.id = e.what_id
-              WHERE e.vault_id = %(vault)s AND e.kind = 2 AND (
+              WHERE e.vault_id = %(vault)s AND e.kind = 2 AND e.at >= %(from)s AND e.at < %(to)s AND (
                 e.at >= %(from)s AND e.at < LEAST(first_hour, to_at) OR e.at >= GREATEST(last_hour, first_hour) AND e.at < %(to)s)
             )
             SELECT (p.metadata->>'service_account_namespace') || '/' || (p.metadata->>'service_account_name') AS account,

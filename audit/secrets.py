@@ -26,16 +26,23 @@ _SHORTEST_PART = 10
 # keys of request and response data, and of auth, whose text is a secret
 SECRET_KEYS = frozenset(
     {
+        "api_key",
+        "bindpass",
+        "client_secret",
         "client_token",
         "jwt",
         "otp",
         "passcode",
+        "passphrase",
         "password",
+        "pem_bundle",
         "private_key",
+        "root_token",
         "secret_access_key",
         "secret_id",
         "secret_key",
         "security_token",
+        "service_account_jwt",
         "token",
     }
 )
@@ -72,12 +79,16 @@ _EXPRESSIONS = [
 _MOST_PLACES = 50_000
 
 
+# what a field's path may name: other names are a client's own words, and may be anything
+_NAMES = SECRET_KEYS | {"auth", "data", "headers", "request", "response", "secret", "wrap_info"}
+
+
 class RawSecret(Exception):
     """A field that an HMAC must cover stands in plain text: nothing of this stream may be stored."""
 
     def __init__(self, field: str) -> None:
-        super().__init__(field)
-        self.field = field
+        self.field = ".".join(name if name in _NAMES else "…" for name in field.split("."))
+        super().__init__(self.field)
 
 
 _of_thread = threading.local()

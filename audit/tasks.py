@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from celery import shared_task
-from django.db import DataError
+from django.db import DataError, OperationalError
 from django.utils import timezone
 
 from audit import attribute, follow, heads, polls, retention, users
-from audit.ingest import Rebuilding, ingest_all, position_of
+from audit.ingest import Rebuilding, ingest_all, is_passing, position_of
 from audit.models import Device, Stream
 from audit.secrets import RawSecret
 from leases import health
@@ -81,6 +81,10 @@ def read_on(stream_id: int, *, until: float = 0.0) -> bool | None:
     except follow.FileUnavailable as error:
         health.report_failure(SourceKind.STREAM, str(stream), cause=error.cause, fix=error.fix, now=timezone.now())
         return None
+    except OperationalError as error:
+        if not is_passing(error):
+            raise
+        return None  # somebody else is writing for long: the clock tries again
     except (RawSecret, Rebuilding):
         # its state says why; or the clock tries again
         return None

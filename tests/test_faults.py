@@ -11,7 +11,19 @@ import audit.tasks
 import leases.tasks
 from audit import configuration, doctor
 from audit.management.commands.ingest import stream_named
-from audit.models import AttributionChange, RawBlock, Stream
+from audit.models import (
+    AttributionChange,
+    Conflict,
+    Dropped,
+    Gap,
+    Moved,
+    RawBlock,
+    RejectedLine,
+    Stream,
+    Text,
+    What,
+    Who,
+)
 from leases import health
 from leases.configuration import load
 from leases.models import Action, ActionStep, Cluster, SourceState, Vault
@@ -178,7 +190,10 @@ def test_a_log_from_the_command_line_does_not_make_the_live_vault_fail(configure
     assert not SourceState.objects.filter(kind=SourceKind.VAULT, ok=False).exists()
 
 
-@pytest.mark.parametrize("model", [Action, ActionStep, RawBlock, AttributionChange])
+@pytest.mark.parametrize(
+    "model",
+    [Action, ActionStep, AttributionChange, Conflict, Dropped, Gap, Moved, RawBlock, RejectedLine, Text, What, Who],
+)
 @pytest.mark.parametrize("statement", ["DELETE FROM {}", "UPDATE {} SET id = id", "TRUNCATE {}"])
 def test_the_applications_role_cannot_rewrite_history(model: type[Action], statement: str) -> None:
     with pytest.raises(DatabaseError, match="permission denied"), transaction.atomic(), connection.cursor() as cursor:

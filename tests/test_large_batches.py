@@ -1,15 +1,18 @@
 """A large batch is stored as if all of it were new; that must not be seen in what is stored."""
 
+import io
 import re
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from django.core.management import call_command
 
 from audit import follow
 from audit.ingest import MANY, ingest
 from audit.management.commands.ingest import stream_named
 from audit.models import Event, Sighting, Stream
+from audit.secrets import RawSecret
 from tests.dump import dump
 
 pytestmark = pytest.mark.django_db
@@ -80,3 +83,29 @@ def test_a_request_that_another_device_tells_beyond_midnight_is_one_event(second
     take(stream_named("v", "e", "n"), early)
     assert Event.objects.count() == MANY + 100
     assert Event.objects.order_by("at").values_list("at", flat=True)[0] == midnight - timedelta(seconds=MANY // 2)
+
+
+def test_a_file_taken_beside_a_followed_stream_leaves_its_position_alone(tmp_path: Path) -> None:
+    stream = stream_named("v", "d", "n")
+    Stream.objects.filter(pk=stream.pk).update(path=str(tmp_path / "audit.log"), offset=77, file_inode="1:2")
+    (tmp_path / "restored.log").write_bytes(b"\n".join(log(3, begin=NOW - timedelta(hours=3))) + b"\n")
+    call_command("ingest", str(tmp_path / "restored.log"), vault="v", device="d", node="n", stdout=io.StringIO())
+    stream.refresh_from_db()
+    assert (stream.parts, stream.offset, stream.file_inode, stream.read_at) == (6, 77, "1:2", None)
+
+
+def test_a_refused_stream_takes_nothing_from_anywhere() -> None:
+    stream = stream_named("v", "d", "n")
+    Stream.objects.filter(pk=stream.pk).update(refused="auth.client_token stands in plain text")
+    with pytest.raises(RawSecret, match=r"auth\.client_token"):
+        take(stream, log(2, begin=NOW - timedelta(hours=3)))
+    assert not Event.objects.exists()
+
+
+def test_a_late_request_that_is_of_another_day_than_its_stored_response_is_one_event() -> None:
+    stream = stream_named("v", "d", "n")
+    lines = log(MANY + 10, begin=NOW - timedelta(hours=3))
+    early = re.sub(rb'"time":"[^"]+"', b'"time":"2026-11-24T20:00:00.000000000Z"', lines[0])
+    take(stream, [lines[1]])
+    assert take(stream, [early, *lines[1:]]) == (len(lines) - 1, 1, 0)
+    assert Event.objects.count() == MANY + 10

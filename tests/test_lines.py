@@ -210,3 +210,10 @@ def test_a_real_line_with_any_byte_changed_is_read_rejected_or_refused(data: st.
     except (Rejected, RawSecret):
         return
     assert "\x00" not in half.what[2]
+
+
+def test_a_refusal_names_no_word_of_a_client() -> None:
+    token = "hvs." + "A" * 30
+    with pytest.raises(RawSecret) as told:
+        clean(text({"request": {"data": {token: {"password": "x"}}}}))
+    assert told.value.field == "request.data.….….password"

@@ -11,6 +11,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -391,6 +392,30 @@ def test_too_many_batches_at_once_are_told_to_come_again(tmp_path: Path, stream:
         assert until(lambda: small.post(PATH, body(requests(1)), token=token), 200).json["parts"] == 2
 
 
+def test_streams_that_push_at_the_same_time_do_not_disturb_each_other(server: Push, stream: Stream, token: str) -> None:
+    """Each thread of the process has a connection of its own, and ids that it remembers are of that one."""
+    other = pushed("file-b")
+    push.set_token(other, other_token := push.new_token())
+    sent: list[str] = []
+    answers: list[Answer] = []
+
+    def send(path: str, bearer: str) -> None:
+        for _ in range(12):
+            lines = requests(2)
+            sent.extend(lines)
+            answers.append(until(partial(server.post, path, body(lines), token=bearer), 200))
+
+    ways = [(PATH, token), ("/ingest/demo/file-b/bao-0", other_token)] * 2
+    threads = [threading.Thread(target=send, args=way) for way in ways]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(answers) == 48
+    assert sum(answer.json["parts"] for answer in answers) == 4 * 48
+    assert factories.request_ids() == ids(sent)
+
+
 def test_slow_senders_are_cut_off_and_do_not_keep_others_out(tmp_path: Path, stream: Stream, token: str) -> None:
     options = ("--workers=1", "--threads=2", "--worker-class=tests.impatient.Impatient")
     head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
@@ -446,6 +471,7 @@ def raw(server: Push, text: str) -> bytes:
 def until(ask: Callable[[], Answer], status: int) -> Answer:
     deadline = time.monotonic() + 20
     while (answer := ask()).status != status:
+        assert answer.status != 500, answer
         assert time.monotonic() < deadline, answer
         time.sleep(0.1)
     return answer

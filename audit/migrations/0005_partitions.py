@@ -120,7 +120,7 @@ BEGIN
   IF parent <> ALL (ARRAY['audit_event', 'audit_furthersighting', 'audit_blocklines']) THEN
     RAISE EXCEPTION '% has no days', parent;
   END IF;
-  IF the_day > current_date - 30 THEN
+  IF the_day IS NULL OR NOT isfinite(the_day) OR the_day > current_date - 30 THEN
     RAISE EXCEPTION 'nothing of % can be dropped: it is less than 30 days old', the_day;
   END IF;
   -- the whole first, as everybody else does: then nobody waits for us who holds what we wait for
@@ -153,9 +153,6 @@ GRANT EXECUTE ON FUNCTION leasehold_make_day(date), leasehold_drop_day(date, tex
 
 -- written by leasehold_drop_day() alone
 REVOKE INSERT ON audit_dropped FROM {role};
-
--- what `rebuild` makes again from the raw lines
-GRANT TRUNCATE ON audit_event, audit_furthersighting, audit_hourly, audit_renewals, audit_hash, audit_ending, audit_leasetoken TO {role};
 """
 
 
@@ -169,6 +166,17 @@ class Migration(migrations.Migration):
     dependencies = [("audit", "0004_interned_events")]
     operations = [
         migrations.RunPython(make, migrations.RunPython.noop),
-        append_only("audit_rawblock", "audit_blocklines", "audit_rejectedline", "audit_conflict", "audit_gap"),
+        append_only(
+            "audit_rawblock",
+            "audit_blocklines",
+            "audit_rejectedline",
+            "audit_conflict",
+            "audit_gap",
+            "audit_what",
+            "audit_who",
+            "audit_text",
+        ),
         append_only("audit_moved", "audit_dropped"),
+        # interned texts are found by their digest: one that could be altered would alter every event that refers to it
+        append_only("audit_what", "audit_who", "audit_text"),
     ]

@@ -1,4 +1,4 @@
-"""Events: one request to one vault. Derived from the raw blocks, interned, in daily partitions (migrations/0003).
+"""Events: one request to one vault. Derived from the raw blocks, interned, in daily partitions (migrations/0005).
 
 Whatever repeats (what was asked, by whom, from where) stands once in a table of its own; an event holds integers. Tables of
 one row per request have no foreign keys in the database: each check would cost more than the row.

@@ -120,7 +120,7 @@ class RawBlock(models.Model):
 
 
 class BlockLines(models.Model):
-    """The lines of a block, zstd-compressed, in daily partitions by the block's `until` (migrations/0003)."""
+    """The lines of a block, zstd-compressed, in daily partitions by the block's `until` (migrations/0005)."""
 
     pk = models.CompositePrimaryKey("stream", "sequence")
     until = models.DateTimeField()

@@ -227,7 +227,15 @@ def take_file(
             else:
                 time.sleep(0.5)
 
-    for chunk, taken in ingest_all(stream.pk, chunks(), expected=None, clock=timezone.now):
+    for chunk, taken in ingest_all(
+        stream.pk,
+        chunks(),
+        expected=None,
+        clock=timezone.now,
+        # a stream that is followed or pushed goes on where it is
+        moves=not (stream.path or stream.pushed),
+        tries=30,
+    ):
         counts.add(taken)
         yield chunk
     if not asked():
