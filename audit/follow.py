@@ -23,8 +23,8 @@ CHUNK = 16 * 1024 * 1024
 MOST_LINES = 50_000
 # one entry can be many megabytes (a LIST of every lease); past this a line is taken as it is
 LONGEST_LINE = 64 * 1024 * 1024
-# a compressed file that ends in the middle may still be written, and a counter that is missing may be on its way: after
-# so many seconds without a change it is not so
+# a file that ends in the middle may still be written, and a counter that is missing may be on its way: after so many
+# seconds without a change it is not so
 _SETTLED_SECONDS = 60
 
 UNREAD = "bytes unread at rotation"
@@ -114,24 +114,26 @@ def _read(path: Path, position: Position, size: int, finished: bool, open_files:
     if live and _is_live(live, position):
         return _live_lines(live, position, size, ends=finished)
     # the order counts: a later file that has begun, seen before the old one is looked at, proves that the old one is over
+    live_start = live.start() if live else ""
     begun = live is not None and _begun(live)
     files = [file for file in rotated.beside(path) if live is None or file.inode != live.inode]
-    _check_unmoved(path, live)
+    _check_unmoved(path, live, live_start)
     family = rotated.in_order([file for file in files if file.rank is not None])
     old = _found(files, position)
     if live and old is None and _may_be_live(live, position):
         return _live_lines(live, position, size, ends=finished)
-    later = _later(family, old, position, live if begun else None)
+    later = _later(family, old, position, live_start if begun else "")
     if live is None and old is None and not later:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
     steps = [(old, position)] if old else []
-    steps += [(file, Position()) for file in later]
+    steps += later
     gap = None if old else _lost(path, live, position, family)
     gap, chunk = _rotated_lines(steps, family, gap, size, followed=begun)
     if chunk:
         chunk = replace(chunk, unread=chunk.unread + (live.size() if live else 0))
     elif live:
-        chunk = _live_lines(live, Position(), size, ends=finished)
+        # if it begins otherwise by now, a copy that was not listed yet holds what it held
+        chunk = _live_lines(live, Position(start=live_start), size, ends=finished)
     if chunk and chunk.lines:
         return replace(chunk, gap=gap)
     # nothing yet: the old position stays until there is a whole line to go with the new one
@@ -152,10 +154,12 @@ def _rotated_lines(
             if file.inode == here.inode and not _reaches(audit_file, here.offset):
                 what = f"{file.path} was cut to {file.size} bytes, but had been read up to byte {here.offset}"
                 gap = _and(gap, TRUNCATED, what)
-            settled = not audit_file.compressed or _unchanged_since(audit_file.stat.st_mtime)
+            # without a whole line it may be a copy in the making, whose end is not the end
+            torn = not _begun(audit_file)
+            settled = not (audit_file.compressed or torn) or _unchanged_since(audit_file.stat.st_mtime)
             chunk = _lines(audit_file, here, size, ends=is_over and settled)
             chunk = replace(chunk, unread=chunk.unread + rest)
-            if chunk.lines or not is_over or (audit_file.damage and not settled):
+            if chunk.lines or not is_over or ((audit_file.damage or torn) and not settled):
                 return gap, chunk
             if audit_file.damage:
                 what = f"{file.path} cannot be decompressed beyond its byte {chunk.offset_from}: {audit_file.damage}"
@@ -198,19 +202,19 @@ def _reaches(file: AuditFile, offset: int) -> bool:
     return file.size() >= offset or bool(file.damage)
 
 
-def _begun(live: AuditFile) -> bool:
-    """True if there is a whole line: less would not tell this file from others if it is renamed in turn."""
-    first = live.first(FIRST_LINE)
-    return b"\n" in first or len(first) == FIRST_LINE or bool(live.damage)
+def _begun(file: AuditFile) -> bool:
+    """True if there is a whole line: less would not tell this file from others, such as its copies."""
+    first = file.first(FIRST_LINE)
+    return b"\n" in first or len(first) == FIRST_LINE or bool(file.damage)
 
 
-def _check_unmoved(path: Path, live: AuditFile | None) -> None:
-    """Raises Moved unless what was opened (or missed) at the path stood there all the while that the folder was listed."""
+def _check_unmoved(path: Path, live: AuditFile | None, start: str) -> None:
+    """Raises Moved unless what was opened (or missed) at the path stood there uncut while the folder was listed."""
     try:
         now = inode(path.stat())
     except FileNotFoundError:
         now = None
-    if now != (live.inode if live else None):
+    if now != (live.inode if live else None) or (live and live.start() != start):
         raise Moved
 
 
@@ -227,7 +231,7 @@ def _live_lines(live: AuditFile, position: Position, size: int, *, ends: bool) -
 def _lines(file: AuditFile, position: Position, size: int, *, ends: bool) -> Chunk:
     """The next lines of one file. With `ends`, or if it was decompressed to its end, its last one needs no newline.
 
-    Raises Moved if the file was cut while it was read.
+    Raises Moved if the file was cut while it was read, or is not as it was when it was chosen.
     """
     offset = position.offset
     asked = max(1, min(size, LONGEST_LINE))
@@ -241,10 +245,13 @@ def _lines(file: AuditFile, position: Position, size: int, *, ends: bool) -> Chu
         end = len(data)
     lines = data[:end]
     start = file.start() if lines or not position.start else position.start
+    # a file that is to be begun was chosen by its whole start: a copy in the making is another file when it is complete
+    same = file.starts_as(position.start) if position.inode or offset else position.start in ("", file.start())
     if lines and not file.compressed:
-        same = file.starts_as(position.start) if offset else file.first(FIRST_LINE).startswith(data[:FIRST_LINE])
-        if not same or file.size() < offset + len(data):
-            raise Moved
+        same = same and (offset > 0 or file.first(FIRST_LINE).startswith(data[:FIRST_LINE]))
+        same = same and file.size() >= offset + len(data)
+    if not same:
+        raise Moved
     file.forget(offset + end)
     return Chunk(
         lines=lines,
@@ -292,8 +299,13 @@ def _starts_alike(file: Beside, position: Position) -> bool:
         return audit_file.starts_as(position.start)
 
 
-def _later(family: list[Beside], old: Beside | None, position: Position, live: AuditFile | None) -> list[Beside]:
-    """Those of `family` that were written after the file that was being read; no empty ones, and of copies one."""
+def _later(
+    family: list[Beside], old: Beside | None, position: Position, live_start: str
+) -> list[tuple[Beside, Position]]:
+    """Those of `family` that were written after the file that was being read; no empty ones, and of copies one.
+
+    Each with where to begin, which tells as what it was chosen.
+    """
     if old in family:
         after = family[family.index(old) + 1 :]
     elif not position.start:
@@ -301,14 +313,14 @@ def _later(family: list[Beside], old: Beside | None, position: Position, live: A
     else:
         earlier = [number for number, file in enumerate(family) if _is_earlier(file, old, position)]
         after = family[max(earlier, default=-1) + 1 :]
-    seen = {live.start()} if live else set()
+    seen = {live_start}
     if old:
         seen.add(rotated.beginning(old).start)
     later = []
     for file in after:
         beginning = rotated.beginning(file)
         if not beginning.empty and (beginning.start not in seen or beginning.start.startswith("0:")):
-            later.append(file)
+            later.append((file, Position(start=beginning.start)))
             seen.add(beginning.start)
     return later
 
