@@ -21,7 +21,7 @@ from tests.dump import Row, differences, dump, dump_of_devices
 from tests.scenario import Scene, take
 from tests.world import World
 
-pytestmark = pytest.mark.django_db
+pytestmark = [pytest.mark.django_db, pytest.mark.slow]
 A, B = scenario.DEVICES
 # how far apart two devices may tell one request
 APART = timedelta(milliseconds=50)

@@ -95,6 +95,7 @@ def random() -> Random:
     return Random(seed)  # noqa: S311 (chooses moments, not secrets)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_few_kills_and_a_crash_of_each_server_lose_nothing_and_double_nothing(
     run_folder: Path, random: Random

@@ -141,7 +141,9 @@ _DAMAGE = {
 }
 
 
-@pytest.mark.parametrize("damage", _DAMAGE)
+@pytest.mark.parametrize(
+    "damage", ["all of it", *(pytest.param(name, marks=pytest.mark.slow) for name in _DAMAGE if name != "all of it")]
+)
 def test_what_was_damaged_is_as_it_was(scene: Scene, damage: str) -> None:
     before = known()
     with connection.cursor() as cursor:
