@@ -91,11 +91,18 @@ def read(path: Path, position: Position, *, size: int = CHUNK, finished: bool = 
     )
 
 
+def end_of_first(lines: bytes) -> int:
+    """Where the first MOST_LINES of these end: what is no entry can be a few bytes long, and no transaction may take long."""
+    if lines.count(b"\n") <= MOST_LINES:
+        return len(lines)
+    return sum(len(line) + 1 for line in lines.split(b"\n", MOST_LINES)[:MOST_LINES])
+
+
 def _shortened(chunk: Chunk) -> Chunk:
-    """The first MOST_LINES of it: what is no entry can be a few bytes long, and a task must end in time."""
-    if chunk.lines.count(b"\n") <= MOST_LINES:
+    """The first MOST_LINES of it, see end_of_first()."""
+    end = end_of_first(chunk.lines)
+    if end == len(chunk.lines):
         return chunk
-    end = sum(len(line) + 1 for line in chunk.lines.split(b"\n", MOST_LINES)[:MOST_LINES])
     return replace(
         chunk,
         lines=chunk.lines[:end],

@@ -13,7 +13,7 @@ from urllib.parse import quote
 import msgspec
 from django.db import DataError, OperationalError
 
-from audit.follow import MOST_LINES, Chunk, Position
+from audit.follow import Chunk, Position, end_of_first
 from audit.ingest import Counts, ingest, is_passing
 from audit.models import Stream
 from audit.secrets import RawSecret
@@ -143,12 +143,10 @@ def pieces(blocks: Iterable[bytes], *, size: int = PIECE) -> Iterator[bytes]:
 
 
 def _few_lines(lines: bytes) -> Iterator[bytes]:
-    """What is no entry can be a few bytes long, and no transaction may take long."""
-    while lines.count(b"\n") > MOST_LINES:
-        end = sum(len(line) + 1 for line in lines.split(b"\n", MOST_LINES)[:MOST_LINES])
+    while lines:
+        end = end_of_first(lines)
         yield lines[:end]
         lines = lines[end:]
-    yield lines
 
 
 def unwrap(lines: bytes, key: str) -> bytes:
