@@ -1,7 +1,7 @@
 """A chunk of lines -> raw blocks, events, sightings, hourly counts, coverage and ledger, in one transaction with the stream's
 new position.
 
-`prepare` needs no transaction and can run for the next chunk while this one is being stored; `store` is the transaction.
+`take_apart` needs no database and can run for the next chunk while this one is being stored; `store` is the transaction.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -369,7 +369,7 @@ def make_plan(stream: Stream, batch: Batch, stored: Mapping[int, int] | None = N
 
     With `all_new` only those are looked for whose being known the day's unique index would not show.
     """
-    keys = {key_of(request_id)[0]: request_id for request_id in batch.rows}
+    keys = {key_of(request_id): request_id for request_id in batch.rows}
     known = tables.known(stream, _may_hide(batch, keys) if all_new else keys, batch)
     plan = Plan(again=stored is not None)
     for key, request_id in keys.items():

@@ -57,11 +57,9 @@ class Plan:
     duplicates: Counter[datetime] = field(default_factory=Counter)
 
 
-def key_of(request_id: str) -> tuple[str, str | None]:
-    """The UUID under which an event stands, as text, and the id's own text where it is no UUID."""
-    if _IS_UUID(request_id):
-        return request_id, None
-    return str(intern.digest(request_id)), request_id
+def key_of(request_id: str) -> str:
+    """The UUID under which an event stands, as text: the id itself, or a digest of one that is no UUID."""
+    return request_id if _IS_UUID(request_id) else str(intern.digest(request_id))
 
 
 def plan_row(

@@ -55,7 +55,7 @@ def check(vault_id: int, *, now: datetime) -> list[Gap]:
     """Looks for the noted polls of one vault and records a gap for each device that lacks some. Returns the new gaps."""
     OwnRequest.objects.filter(vault=vault_id, at__lt=now - KEPT).delete()
     noted = OwnRequest.objects.filter(vault=vault_id, at__lte=now - SETTLED).order_by("at", "id")
-    polls = [Poll(row.pk, row.request_id, key_of(row.request_id)[0], row.at) for row in noted]
+    polls = [Poll(row.pk, row.request_id, key_of(row.request_id), row.at) for row in noted]
     if not polls:
         return []
     # the streams first and then the sightings, never the other way: lines that come meanwhile must not seem to be missing
@@ -182,7 +182,7 @@ def turned_up(gaps: Collection[Gap]) -> set[int]:
 
     Gaps come with their streams (select_related), so that this is one query.
     """
-    named = {gap.pk: {key_of(request_id)[0] for request_id in request_ids(gap)} for gap in gaps}
+    named = {gap.pk: {key_of(request_id) for request_id in request_ids(gap)} for gap in gaps}
     times = [gap.to_at for gap in gaps if named[gap.pk]]
     if not times:
         return set()

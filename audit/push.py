@@ -16,7 +16,6 @@ from django.db import DataError, OperationalError
 from audit.follow import Chunk, Position, end_of_first
 from audit.ingest import Counts, ingest, is_passing
 from audit.models import Stream
-from audit.secrets import RawSecret
 from leases import health
 from leases.models.sources import SourceKind
 from leases.turns import turn
@@ -110,8 +109,6 @@ def take(stream: Stream, blocks: Iterable[bytes], *, now: datetime, line_key: st
                 counts.add(_take_piece(stream.pk, unwrap(lines, line_key) if line_key else lines, now=now))
             Stream.objects.filter(pk=stream.pk).update(read_at=now)
             health.report_ok(SourceKind.STREAM, str(stream), now=now)
-    except RawSecret:
-        raise  # a ValueError it is not, and the stream's state says so already
     except OperationalError as error:
         if is_passing(error):
             raise Busy from error

@@ -204,7 +204,7 @@ def own_keys(stream: Stream, plan: Plan) -> set[str]:
         own = {row[0] for row in cursor.fetchall()}
     if not own:
         return set()
-    return {key_of(half.request_id)[0] for half in plan.fresh if half.accessor in own}
+    return {key_of(half.request_id) for half in plan.fresh if half.accessor in own}
 
 
 def add_events(stream: Stream, plan: Plan, sequences: Mapping[int, int]) -> None:
