@@ -6,7 +6,7 @@ account and time fit exactly one pod and the pod watch had no gap then.
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 import msgspec
@@ -14,6 +14,7 @@ from django.db import connection
 from django.utils import timezone
 
 from audit.evidence import Candidate, Evidence, Held, gather
+from leases.identity import TOKEN_STORE
 from leases.models import Certainty, Lease, Policy
 
 # how long later pod data may still tell who holds a lease
@@ -35,9 +36,34 @@ class Decision:
 
 def decide(evidence: Evidence) -> Decision:
     """The certainty of one lease's holder, with its reason in words."""
+    decision = reader(evidence)
+    if evidence.login is not None and evidence.login.inherited:
+        decision = replace(decision, reason=f"{decision.reason}; read with a token that another token made")
+    return handed_over(evidence, decision)
+
+
+def handed_over(evidence: Evidence, decision: Decision) -> Decision:
+    """Credentials that were wrapped are with whoever unwrapped them, which may be another than who read them."""
+    if evidence.unwrapped_from in ("", evidence.address) or decision.certainty is Certainty.UNKNOWN:
+        return decision
+    names = f" by {decision.pod.namespace}/{decision.pod.name}" if decision.pod else ""
+    return Decision(
+        Certainty.AMBIGUOUS,
+        f"read wrapped at {evidence.address}{names}, unwrapped at {evidence.unwrapped_from}: either can hold it. "
+        f"Of the read: {decision.reason}",
+        open=decision.open,
+    )
+
+
+def reader(evidence: Evidence) -> Decision:
+    """Who read it."""
     login = evidence.login
     if login is None:
         return Decision(Certainty.UNKNOWN, "the login whose token read it was not seen in the audit log", open=True)
+    if login.mount_path == TOKEN_STORE:
+        return Decision(
+            Certainty.UNKNOWN, "its token was made by another token, whose own login was not seen", open=True
+        )
     if login.auth_mount_id is None:
         return Decision(
             Certainty.UNKNOWN,

@@ -13,8 +13,10 @@ from django.db import connection
 
 from audit.intern import digest
 from audit.lines import Half
+from audit.logins import own_hash
 from audit.models import Ending, Stream, Token
 from audit.secrets import HMAC
+from leases.identity import mount_path
 from leases.models import EndReason, Revocation, Vault
 from leases.models.actions import Outcome, RevocationState
 from leases.revoke import AUDIT_SEEN, note
@@ -27,6 +29,9 @@ REASONS = {
     By.PREFIX: EndReason.BY_PREFIX,
     By.FORCE: EndReason.FORCED,
     By.TOKEN: EndReason.TOKEN_REVOKED,
+    By.TOKEN_HASH: EndReason.TOKEN_REVOKED,
+    By.TOKEN_ALONE: EndReason.TOKEN_REVOKED,
+    By.AUTH_MOUNT: EndReason.TOKEN_REVOKED,
 }
 
 
@@ -40,16 +45,23 @@ def aim(half: Half) -> tuple[By, str] | None:
         ("sys/revoke-force/", By.FORCE),
         ("sys/leases/revoke/", By.LEASE_ID),
         ("sys/revoke/", By.LEASE_ID),
+        # an unmounted engine's leases are revoked by its prefix, and an unmounted auth method's tokens
+        ("sys/mounts/", By.PREFIX),
+        ("sys/auth/", By.AUTH_MOUNT),
     ):
         if path.startswith(begin):
             target = unquote(path.removeprefix(begin))
-            return (by, target.rstrip("/") if by in (By.PREFIX, By.FORCE) else target) if target.strip("/") else None
+            return (by, target if by is By.LEASE_ID else target.rstrip("/")) if target.strip("/") else None
     if path in {"sys/leases/revoke", "sys/revoke"} and answer and answer.data_lease_id:
         return (By.HASH if answer.data_lease_id.startswith(HMAC) else By.LEASE_ID), answer.data_lease_id
     if path == "auth/token/revoke-self" and half.accessor:
         return By.TOKEN, half.accessor
     if path == "auth/token/revoke-accessor" and answer and answer.data_accessor:
         return By.TOKEN, answer.data_accessor
+    if path in {"auth/token/revoke", "auth/token/revoke-orphan"} and answer:
+        hashed = own_hash(answer.data_token)
+        if hashed is not None:
+            return (By.TOKEN_HASH if path == "auth/token/revoke" else By.TOKEN_ALONE), str(hashed)
     return None
 
 
@@ -58,7 +70,7 @@ def take(stream: Stream, halves: list[Half], *, tokens: list[int]) -> list[int]:
     new = add(stream, halves)
     if tokens or new:
         with connection.cursor() as cursor:
-            cursor.execute(_END_LOGINS, [stream.device.vault_id, new, tokens])
+            cursor.execute(_END_LOGINS, [new, new, new, tokens])
     return new
 
 
@@ -70,7 +82,7 @@ def conclude(
     affected = set(leases)
     with connection.cursor() as cursor:
         for query in _LEASES_OF_ENDINGS if new else []:
-            cursor.execute(query, [new])
+            cursor.execute(query, [new] * query.count("%s"))
             affected |= {row[0] for row in cursor.fetchall()}
         if hashes:
             cursor.execute(
@@ -79,11 +91,8 @@ def conclude(
             )
             affected |= {row[0] for row in cursor.fetchall()}
         if tokens:
-            # leases that are tied to the login by what another device says of the same token
-            cursor.execute(
-                "SELECT l.id FROM audit_token t JOIN leases_lease l ON l.login_id = t.login_id WHERE t.id = ANY(%s)",
-                [tokens],
-            )
+            # leases that are tied to the login by what another device says of the same token, and those of its children
+            cursor.execute(_LEASES_OF_TOKENS, [tokens])
             affected |= {row[0] for row in cursor.fetchall()}
         if affected:
             expect_ends(affected, now=now)
@@ -94,7 +103,7 @@ def conclude(
 def add(stream: Stream, halves: list[Half]) -> list[int]:
     """Keeps what these are aimed at; returns the keys of those that are new, or told of earlier than before."""
     rows = {
-        (half.request_id, aimed[1]): (half.request_id, half.at, *aimed, half.what[2], half.who[0])
+        (half.request_id, aimed[1]): (half.request_id, half.at, *_there(stream, half, *aimed), half.who[0])
         for half in sorted(halves, key=lambda half: half.at, reverse=True)
         if (aimed := aim(half)) is not None
     }
@@ -104,8 +113,10 @@ def add(stream: Stream, halves: list[Half]) -> list[int]:
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            INSERT INTO audit_ending AS e (vault_id, device_id, salt_epoch, request_id, at, by, target, path, display_name)
-            SELECT %s, %s, %s, * FROM unnest(%s::text[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[])
+            INSERT INTO audit_ending AS e (
+              vault_id, device_id, salt_epoch, request_id, at, by, target, path, namespace_path, display_name)
+            SELECT %s, %s, %s, * FROM unnest(
+              %s::text[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
             ON CONFLICT (device_id, request_id, target) DO UPDATE SET at = excluded.at WHERE e.at > excluded.at
             RETURNING id
             """,
@@ -113,6 +124,74 @@ def add(stream: Stream, halves: list[Half]) -> list[int]:
         )
         return [row[0] for row in cursor.fetchall()]
 
+
+def _there(stream: Stream, half: Half, by: By, target: str) -> tuple[str, str, str, str]:
+    """by, target, path and namespace: an auth mount is named as logins name it."""
+    namespace = half.what[5]
+    if by is By.AUTH_MOUNT:
+        target = mount_path(stream.device.vault, namespace, target)
+    return by, target, half.what[2], namespace
+
+
+# from logins down to those of the tokens that theirs made
+_DOWN = """
+    down (login_id, depth) AS (
+      SELECT login_id, 0 FROM theirs WHERE login_id IS NOT NULL
+      UNION
+      SELECT g.id, d.depth + 1 FROM down d JOIN leases_login g ON g.parent_id = d.login_id
+      WHERE NOT g.is_orphan AND d.depth < 50
+    )
+"""
+# from a leaf's login up to those with whose tokens it ends: not beyond a token that was revoked alone, from then on
+_UP = """
+    up (leaf, login_id, depth, until) AS (
+      SELECT leaf, login_id, 0, 'infinity'::timestamptz FROM leaves WHERE login_id IS NOT NULL
+      UNION
+      SELECT u.leaf, g.parent_id, u.depth + 1, LEAST(u.until, (
+        SELECT min(e.at) FROM audit_token k
+        JOIN audit_ending e ON e.vault_id = g.vault_id AND e.by = 'token alone' AND e.target = k.own_hash::text
+          AND e.device_id = k.device_id AND e.salt_epoch = k.salt_epoch
+        WHERE k.login_id = g.parent_id))
+      FROM up u JOIN leases_login g ON g.id = u.login_id
+      WHERE g.parent_id IS NOT NULL AND NOT g.is_orphan AND u.depth < 50
+    ), lines AS (
+      SELECT leaf, login_id, depth, COALESCE(lag(until) OVER (PARTITION BY leaf ORDER BY depth), 'infinity') AS until FROM up
+    )
+"""
+# the endings of those tokens
+_TOKEN_ENDINGS = """
+    SELECT n.leaf, e.at, e.request_id, e.by, e.path, e.display_name FROM lines n
+    JOIN audit_token k ON k.login_id = n.login_id
+    JOIN leases_login g ON g.id = n.login_id
+    JOIN audit_ending e ON e.vault_id = g.vault_id AND e.by = 'token' AND e.target = k.accessor
+      AND e.device_id = k.device_id AND e.salt_epoch = k.salt_epoch AND e.at <= n.until
+    UNION ALL
+    SELECT n.leaf, e.at, e.request_id, e.by, e.path, e.display_name FROM lines n
+    JOIN audit_token k ON k.login_id = n.login_id AND k.own_hash IS NOT NULL
+    JOIN leases_login g ON g.id = n.login_id
+    JOIN audit_ending e ON e.vault_id = g.vault_id AND (e.by = 'hash of a token' OR (e.by = 'token alone' AND n.depth = 0))
+      AND e.target = k.own_hash::text AND e.device_id = k.device_id AND e.salt_epoch = k.salt_epoch AND e.at <= n.until
+    UNION ALL
+    SELECT n.leaf, e.at, e.request_id, e.by, e.path, e.display_name FROM lines n
+    JOIN leases_login g ON g.id = n.login_id
+    JOIN audit_ending e ON e.vault_id = g.vault_id AND e.by = 'auth mount' AND e.target = g.mount_path
+      AND e.at >= g.logged_in_at AND e.at <= n.until
+"""
+# the logins whose tokens these endings name
+_NAMED = """
+    SELECT k.login_id FROM audit_ending e
+    JOIN audit_token k ON k.device_id = e.device_id AND k.salt_epoch = e.salt_epoch AND k.accessor = e.target
+    WHERE e.id = ANY(%s) AND e.by = 'token'
+    UNION
+    SELECT k.login_id FROM audit_ending e
+    JOIN audit_token k ON k.own_hash = CASE WHEN e.by IN ('hash of a token', 'token alone') THEN e.target::bigint END
+      AND k.device_id = e.device_id AND k.salt_epoch = e.salt_epoch
+    WHERE e.id = ANY(%s)
+    UNION
+    SELECT g.id FROM audit_ending e
+    JOIN leases_login g ON g.vault_id = e.vault_id AND g.mount_path = e.target AND g.logged_in_at <= e.at
+    WHERE e.id = ANY(%s) AND e.by = 'auth mount'
+"""
 
 # from an ending to the leases that it was aimed at
 _LEASES_OF_ENDINGS = [
@@ -130,22 +209,34 @@ _LEASES_OF_ENDINGS = [
     """
     SELECT l.id FROM audit_ending e
     JOIN leases_lease l ON l.vault_id = e.vault_id AND starts_with(l.lease_id, e.target || '/')
+      AND l.vault_namespace = e.namespace_path
     WHERE e.id = ANY(%s) AND e.by IN ('prefix', 'force')
     """,
+    f"""
+    WITH RECURSIVE theirs (login_id) AS ({_NAMED}), {_DOWN}
+    SELECT l.id FROM down d JOIN leases_lease l ON l.login_id = d.login_id
+    """,  # noqa: S608 (the constants above)
+    # of a token whose login was not seen
     """
-    SELECT l.id FROM audit_ending e
-    JOIN audit_token t ON t.device_id = e.device_id AND t.salt_epoch = e.salt_epoch AND t.accessor = e.target
-    JOIN leases_lease l ON l.login_id = t.login_id
-    WHERE e.id = ANY(%s) AND e.by = 'token'
+    SELECT j.lease_id FROM audit_ending e
+    JOIN audit_token k ON k.device_id = e.device_id AND k.salt_epoch = e.salt_epoch AND k.accessor = e.target
+    JOIN audit_leasetoken j ON j.token_id = k.id
+    WHERE e.id = ANY(%s) AND e.by = 'token' AND k.login_id IS NULL
     """,
 ]
 
-# from leases to the earliest ending that fits each
-_ENDINGS_OF_LEASES = """
-    WITH ended AS (
-      SELECT id, vault_id, lease_id, login_id, COALESCE(accessed_at, issued_at, '-infinity') AS begun_at
+_LEASES_OF_TOKENS = f"""
+    WITH RECURSIVE theirs (login_id) AS (SELECT login_id FROM audit_token WHERE id = ANY(%s)), {_DOWN}
+    SELECT l.id FROM down d JOIN leases_lease l ON l.login_id = d.login_id
+"""  # noqa: S608
+
+# from leases to the earliest ending that fits each: one that a lookup has outlived has not ended the lease
+_ENDINGS_OF_LEASES = f"""
+    WITH RECURSIVE ended AS (
+      SELECT id, vault_id, lease_id, vault_namespace, login_id, COALESCE(accessed_at, issued_at, '-infinity') AS begun_at,
+        CASE WHEN expires_at > looked_up_at THEN looked_up_at - interval '10 s' END AS alive_at
       FROM leases_lease WHERE id = ANY(%s)
-    ), fitting AS (
+    ), leaves AS (SELECT id AS leaf, login_id FROM ended), {_UP}, fitting (id, at, request_id, by, path, display_name) AS (
       SELECT s.id, e.at, e.request_id, e.by, e.path, e.display_name FROM ended s
       JOIN audit_ending e ON e.vault_id = s.vault_id AND e.by = 'lease id' AND e.target = s.lease_id
       UNION ALL
@@ -157,26 +248,29 @@ _ENDINGS_OF_LEASES = """
       UNION ALL
       SELECT s.id, e.at, e.request_id, e.by, e.path, e.display_name FROM ended s
       JOIN audit_ending e ON e.vault_id = s.vault_id AND e.by IN ('prefix', 'force')
-        AND starts_with(s.lease_id, e.target || '/') AND e.at >= s.begun_at
+        AND starts_with(s.lease_id, e.target || '/') AND e.namespace_path = s.vault_namespace AND e.at >= s.begun_at
+      UNION ALL
+      SELECT s.id, e.at, e.request_id, e.by, e.path, e.display_name FROM ({_TOKEN_ENDINGS}) e JOIN ended s ON s.id = e.leaf
+      WHERE e.at >= s.begun_at
       UNION ALL
       SELECT s.id, e.at, e.request_id, e.by, e.path, e.display_name FROM ended s
-      JOIN audit_token k ON k.login_id = s.login_id
+      JOIN audit_leasetoken j ON j.lease_id = s.id JOIN audit_token k ON k.id = j.token_id AND k.login_id IS NULL
       JOIN audit_ending e ON e.vault_id = s.vault_id AND e.by = 'token' AND e.target = k.accessor
         AND e.device_id = k.device_id AND e.salt_epoch = k.salt_epoch AND e.at >= s.begun_at
     )
-    SELECT DISTINCT ON (id) id, at, request_id, by, path, display_name FROM fitting ORDER BY id, at, request_id
-"""
+    SELECT DISTINCT ON (f.id) f.id, f.at, f.request_id, f.by, f.path, f.display_name
+    FROM fitting f JOIN ended s ON s.id = f.id
+    WHERE s.alive_at IS NULL OR f.at >= s.alive_at
+    ORDER BY f.id, f.at, f.request_id
+"""  # noqa: S608
 
-_END_LOGINS = """
-    UPDATE leases_login g SET ended_at = u.at, end_reason = 'revoked'
-    FROM (
-      SELECT k.login_id, min(e.at) AS at FROM audit_ending e
-      JOIN audit_token k ON k.device_id = e.device_id AND k.salt_epoch = e.salt_epoch AND k.accessor = e.target
-      WHERE e.vault_id = %s AND e.by = 'token' AND k.login_id IS NOT NULL AND (e.id = ANY(%s) OR k.id = ANY(%s))
-      GROUP BY k.login_id
-    ) u
-    WHERE g.id = u.login_id AND (g.ended_at IS NULL OR g.ended_at > u.at)
-"""
+_END_LOGINS = f"""
+    WITH RECURSIVE theirs (login_id) AS ({_NAMED} UNION SELECT login_id FROM audit_token WHERE id = ANY(%s)), {_DOWN},
+    leaves (leaf, login_id) AS (SELECT DISTINCT login_id, login_id FROM down), {_UP},
+    told AS (SELECT leaf, min(at) AS at FROM ({_TOKEN_ENDINGS}) e GROUP BY leaf)
+    UPDATE leases_login g SET ended_at = told.at, end_reason = 'revoked' FROM told
+    WHERE g.id = told.leaf AND (g.ended_at IS NULL OR g.ended_at > told.at)
+"""  # noqa: S608
 
 
 def expect_ends(keys: Iterable[int], *, now: datetime) -> None:

@@ -42,6 +42,8 @@ class LoginSeen(msgspec.Struct, frozen=True, array_like=True):
     claimed_pod_uid: str
     cluster_id: int | None
     cluster: str
+    # the lease was read with a token that another one made, in the end this login's
+    inherited: bool = False
 
 
 class Evidence(msgspec.Struct, frozen=True):
@@ -60,6 +62,8 @@ class Evidence(msgspec.Struct, frozen=True):
     unplaced: tuple[str, ...] = ()
     # the watch has come so far past the read that no address of then can still turn up
     settled: bool = False
+    # the address that took the credentials out of their wrapping, where they were wrapped
+    unwrapped_from: str = ""
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True):
@@ -78,6 +82,7 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
     pod: str
     pod_uid: str
     attribution_open: bool
+    unwrapped_from: str
 
 
 class Account(msgspec.Struct, frozen=True):
@@ -172,7 +177,16 @@ def gather(keys: list[int], *, skew: timedelta) -> list[tuple[Held, Evidence]]:
     def evidence(lease: Held, login: LoginSeen | None) -> Evidence:
         one = traces.get(lease.id)
         if one is None:
-            return Evidence(login, login.cluster if login else "", lease.source_ip, (), False, False, seconds)
+            return Evidence(
+                login,
+                login.cluster if login else "",
+                lease.source_ip,
+                (),
+                gapless=False,
+                caught_up=False,
+                skew_seconds=seconds,
+                unwrapped_from=lease.unwrapped_from,
+            )
         watch = periods.get(one.account.cluster_id, NOTHING_PROVEN)
         late = lease.id not in settled
         return Evidence(
@@ -185,6 +199,7 @@ def gather(keys: list[int], *, skew: timedelta) -> list[tuple[Held, Evidence]]:
             skew_seconds=seconds,
             unplaced=just_started(one, unplaced, skew=skew) if late else (),
             settled=not late,
+            unwrapped_from=lease.unwrapped_from,
         )
 
     seconds = skew.total_seconds()
@@ -192,22 +207,23 @@ def gather(keys: list[int], *, skew: timedelta) -> list[tuple[Held, Evidence]]:
 
 
 def leases_of(keys: list[int]) -> list[tuple[Held, LoginSeen | None]]:
-    """These leases by id, each with its login where that is known."""
+    """These leases by id, each with its login where that is known: of a token that others made, the first of that line."""
     query = """
         SELECT json_agg(json_build_array(
             json_build_array(
                 lease.id, lease.login_id, lease.accessed_at, lease.source_ip, lease.certainty, lease.certainty_reason,
                 lease.cluster, lease.service_account_namespace, lease.service_account,
-                lease.pod_namespace, lease.pod, lease.pod_uid, lease.attribution_open
+                lease.pod_namespace, lease.pod, lease.pod_uid, lease.attribution_open, lease.unwrapped_from
             ),
             CASE WHEN login.id IS NOT NULL THEN json_build_array(
                 login.logged_in_at, login.mount_path, login.auth_mount_id, login.address,
                 login.service_account_namespace, login.service_account, login.claimed_pod, login.claimed_pod_uid,
-                cluster.id, coalesce(cluster.name, '')
+                cluster.id, coalesce(cluster.name, ''), login.id <> own.id
             ) END
         ) ORDER BY lease.id)::text
         FROM leases_lease lease
-        LEFT JOIN leases_login login ON login.id = lease.login_id
+        LEFT JOIN leases_login own ON own.id = lease.login_id
+        LEFT JOIN leases_login login ON login.id = coalesce(own.origin_id, own.id)
         LEFT JOIN leases_authmount mount ON mount.id = login.auth_mount_id
         LEFT JOIN leases_cluster cluster ON cluster.id = mount.cluster_id
         WHERE lease.id = ANY(%s)

@@ -5,41 +5,17 @@ ending that is told of twice, by two devices or in the wrong order, leaves the s
 """
 
 from collections.abc import Iterable
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, NamedTuple
 
-import msgspec
 from django.db import connection
 
-from audit import attribute, endings, intern, rollups
+from audit import attribute, endings, intern, logins, wrapping
 from audit.lines import Half
 from audit.models import Kind, Stream
 from audit.plan import Plan
 from audit.secrets import HMAC
-from leases.identity import identity
-from leases.models import AuthMount, DatabaseRole, Vault
-
-# a token's login is told of at most this long after the token was first used, by the times in the log
-_EARLY = timedelta(hours=1)
-# and a token lives at most that long, by Vault's default max_lease_ttl of 32 days and a bit
-_LIFE = timedelta(days=40)
-# what a login's response says, and what the registered mounts make of it
-_SAID = (
-    "mount_path",
-    "auth_mount_id",
-    "address",
-    "display_name",
-    "entity_id",
-    "token_type",
-    "policies",
-    "metadata",
-    "own",
-    "service_account_namespace",
-    "service_account",
-    "claimed_pod",
-    "claimed_pod_uid",
-    "claimed_node",
-)
+from leases.models import DatabaseRole
 
 
 class Touched(NamedTuple):
@@ -56,16 +32,17 @@ def take(stream: Stream, plan: Plan, *, now: datetime) -> Touched:
     answers = [half for half in plan.fresh if half.kind] + plan.echoes
     # the earliest last: it is the one that counts where a request is told twice
     answers.sort(key=lambda half: half.at, reverse=True)
-    logins = [half for half in answers if half.kind == Kind.LOGIN]
-    reads = [half for half in answers if half.kind == Kind.READ]
+    reads = [half for half in answers if half.kind == Kind.READ and half.lease_id]
     renewals = [half for half in answers if half.kind == Kind.RENEW]
-    linked = take_logins(stream, logins)
-    leases = take_reads(stream, reads, now=now)
-    hashes = take_hashes(stream, reads, renewals)
-    take_renewals(stream, plan, [half.lease_id for half in reads], now=now)
-    touched = link_leases(leases=leases, tokens=linked)
+    unwrapped = wrapping.take(stream, answers)
+    linked = logins.take(stream, answers)
+    leases = take_reads(stream, reads + [one.read for one in unwrapped], now=now)
+    leases |= wrapping.note_unwrapped(stream, unwrapped, now=now)
+    hashes = take_hashes(stream, reads + [one.unwrap for one in unwrapped], renewals)
+    take_renewals(stream, plan, [half.lease_id for half in reads] + [one.read.lease_id for one in unwrapped], now=now)
+    leases |= link_leases(leases=leases, tokens=linked) | logins.inherit(linked)
     ended = endings.take(stream, [half for half in answers if half.kind == Kind.END], tokens=linked)
-    return Touched(leases | touched, linked, hashes, ended)
+    return Touched(leases, linked, hashes, ended)
 
 
 def conclude(stream: Stream, plan: Plan, touched: Touched, *, now: datetime) -> None:
@@ -81,118 +58,6 @@ def conclude(stream: Stream, plan: Plan, touched: Touched, *, now: datetime) -> 
     )
     endings.confirm_revocations(stream, [half for half in plan.fresh if half.kind == Kind.END], now=now)
     attribute.attribute(sorted(touched.leases), now=now)
-
-
-def take_logins(stream: Stream, halves: list[Half]) -> list[int]:
-    """The logins that these responses created, tied to how their tokens show on this device. Returns the tokens' ids."""
-    if not halves:
-        return []
-    vault = stream.device.vault
-    mounts = {mount.path: mount for mount in AuthMount.objects.filter(vault=vault)}
-    rows = {half.request_id: _login(vault, mounts, half) for half in halves}
-    columns = [list(column) for column in zip(*(rows[request_id] for request_id in sorted(rows)), strict=True)]
-    said, stored, excluded = (", ".join(f"{of}{name}" for name in _SAID) for of in ("", "l.", "excluded."))
-    with connection.cursor() as cursor:
-        # the other devices of this vault tell of the same logins, each at its own microsecond
-        cursor.execute(
-            f"""
-            INSERT INTO leases_login AS l (vault_id, request_id, logged_in_at, {said}, end_reason)
-            SELECT %s, *, '' FROM unnest(
-              %s::text[], %s::timestamptz[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[], %s::text[],
-              %s::jsonb[], %s::jsonb[], %s::bool[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
-            ON CONFLICT (vault_id, request_id) DO UPDATE SET
-              logged_in_at = LEAST(l.logged_in_at, excluded.logged_in_at),
-              ({said}) = (SELECT {excluded})
-            WHERE l.logged_in_at > excluded.logged_in_at OR ({stored}) IS DISTINCT FROM ({excluded})
-            """,  # noqa: S608 (the constant above)
-            [vault.pk, *columns],
-        )
-        ids = intern.memory().tokens
-        device, epoch = stream.device_id, stream.device.salt_epoch
-        tokens = [(ids[device, epoch, half.answer.new_accessor], half.request_id) for half in halves if half.answer]
-        cursor.execute(
-            """
-            UPDATE audit_token t SET login_id = l.id
-            FROM unnest(%s::bigint[], %s::text[]) AS u (token, request_id)
-            JOIN leases_login l ON l.vault_id = %s AND l.request_id = u.request_id
-            WHERE t.id = u.token AND t.login_id IS NULL
-            RETURNING t.id, l.own, l.logged_in_at
-            """,
-            [*[list(column) for column in zip(*tokens, strict=True)], vault.pk],
-        )
-        linked = cursor.fetchall()
-    if own := [(token, at) for token, is_own, at in linked if is_own]:
-        times = [at for _, at in own]
-        mark_own(vault.pk, [token for token, _ in own], since=min(times) - _EARLY, until=max(times) + _LIFE)
-    return [row[0] for row in linked]
-
-
-def _login(vault: Vault, mounts: dict[str, AuthMount], half: Half) -> tuple[Any, ...]:
-    assert half.answer is not None  # noqa: S101 (a login is an answer)
-    display_name, entity_id, token_type, policies, metadata_text = half.answer.new_who
-    metadata = msgspec.json.decode(metadata_text or "{}", type=dict[str, str])
-    path = half.what[2]
-    mount_path = (half.what[3] or path.rsplit("/", 1)[0]).removeprefix("auth/").strip("/")
-    mount = mounts.get(mount_path)
-    who = identity(mount, metadata)
-    return (
-        half.request_id,
-        half.at,
-        mount_path,
-        mount.pk if mount else None,
-        half.address,
-        display_name,
-        entity_id,
-        token_type,
-        policies or "[]",
-        metadata_text or "{}",
-        is_own(vault, mount_path, metadata),
-        *(
-            who.get(name, "")
-            for name in (
-                "service_account_namespace",
-                "service_account",
-                "claimed_pod",
-                "claimed_pod_uid",
-                "claimed_node",
-            )
-        ),
-    )
-
-
-def is_own(vault: Vault, mount_path: str, metadata: dict[str, str]) -> bool:
-    """Whether this product's own accounts logged in: by the role that the login response itself names."""
-    own = {(account["mount"].strip("/"), account["role"]) for account in (vault.observe, vault.respond) if account}
-    role = metadata.get("role") or metadata.get("role_name") or ""
-    return bool(role) and (mount_path, role) in own
-
-
-def mark_own(vault: int, tokens: list[int], *, since: datetime, until: datetime) -> None:
-    """Requests of own tokens that came in with, or before, their login."""
-    with connection.cursor() as cursor:
-        cursor.execute(
-            """
-            UPDATE audit_event e SET own = true
-            FROM (SELECT DISTINCT request, at FROM audit_sighting WHERE token_id = ANY(%s) AND at BETWEEN %s AND %s) s,
-              audit_what w
-            WHERE e.vault_id = %s AND e.request = s.request AND e.at BETWEEN s.at - interval '1 day' AND s.at + interval '1 day'
-              AND e.at BETWEEN %s AND %s AND NOT e.own AND w.id = e.what_id
-            RETURNING date_trunc('hour', e.at), e.kind, w.path, w.mount_point, e.who_id
-            """,
-            [tokens, since, until, vault, since - timedelta(days=1), until + timedelta(days=1)],
-        )
-        marked = cursor.fetchall()
-    if not marked:
-        return
-    names = [rollups.target(("", "", path, mount, "", ""), kind) for _, kind, path, mount, _ in marked]
-    ids = intern.known_texts(set(names))
-    rollups.count(
-        vault,
-        (
-            rollups.Delta(hour, kind, ids[name], who, 0, 0, 1)
-            for (hour, kind, _, _, who), name in zip(marked, names, strict=True)
-        ),
-    )
 
 
 def take_reads(stream: Stream, halves: list[Half], *, now: datetime) -> set[int]:

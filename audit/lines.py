@@ -25,11 +25,14 @@ class Rejected(Exception):
 # gc=False: these hold no cycles, and millions of them would keep the collector busy
 class Auth(msgspec.Struct, gc=False):
     accessor: str | None = None
+    client_token: str | None = None
     display_name: str | None = None
     policies: msgspec.Raw = _NONE
     metadata: msgspec.Raw = _NONE
     entity_id: str | None = None
     token_type: str | None = None
+    # a number; a device that writes something else there loses no line for it
+    token_ttl: object = None
 
 
 class Namespace(msgspec.Struct, gc=False):
@@ -44,6 +47,7 @@ class Request(msgspec.Struct, gc=False):
     mount_type: str | None = None
     namespace: Namespace | None = None
     remote_address: str | None = None
+    client_token: str | None = None
     client_token_accessor: str | None = None
     # read only where it names a lease or a token: it can be megabytes
     data: msgspec.Raw = _NONE
@@ -53,9 +57,17 @@ class Secret(msgspec.Struct, gc=False):
     lease_id: str | None = None
 
 
+class WrapInfo(msgspec.Struct, gc=False):
+    accessor: str | None = None
+    token: str | None = None
+    # of the token that is inside
+    wrapped_accessor: str | None = None
+
+
 class Response(msgspec.Struct, gc=False):
     auth: Auth | None = None
     secret: Secret | None = None
+    wrap_info: WrapInfo | None = None
     mount_point: str | None = None
     mount_type: str | None = None
     # read only where it holds a credential: lists can be megabytes
@@ -77,19 +89,28 @@ class Named(msgspec.Struct, gc=False):
     lease_id: object = None
     accessor: object = None
     username: object = None
+    token: object = None
+    no_parent: object = None
 
 
 class Answer(msgspec.Struct, gc=False):
     """What a successful response did that the ledger must know of."""
 
-    # of the token that it created
+    # of the token that it created or renewed: its accessor (of a batch token, which has none, its own HMAC), and for how long
     new_accessor: str = ""
     new_who: Who = ("", "", "", "", "")
+    new_token: str = ""
+    ttl_seconds: int | None = None
+    # made without a parent, so that it does not end with the token that made it
+    is_orphan: bool = False
     # database user in the response of a credential read
     username: str = ""
-    # lease id and accessor in the request's data (renew, revoke, revoke-accessor)
+    # lease id, accessor and token in the request's data (renew, revoke, revoke-accessor, unwrap)
     data_lease_id: str = ""
     data_accessor: str = ""
+    data_token: str = ""
+    # the wrapping token that the answer was put into: its accessor and itself
+    wrapped_in: tuple[str, ...] = ()
 
 
 class Half(msgspec.Struct, gc=False):
@@ -121,6 +142,10 @@ _sorted = msgspec.json.Encoder(order="deterministic")
 
 RENEWS = ("sys/leases/renew", "sys/renew")
 ENDS = ("sys/leases/revoke", "sys/revoke", "auth/token/revoke")
+# without a mount its leases, or the tokens that it gave, are revoked
+UNMOUNTS = ("sys/mounts/", "sys/auth/")
+# a write that was sent to a standby: the true pair is on the active node, under another request id
+READ_ONLY = "cannot write to readonly storage"
 NOBODY: Who = ("", "", "", "", "")
 
 
@@ -177,6 +202,9 @@ def half(entry: Entry, line: bytes, block: int, number: int) -> Half:
         who, accessor = NOBODY, request.client_token_accessor or ""
     else:
         who, accessor = identity(auth), auth.accessor or request.client_token_accessor or ""
+        if not accessor and auth.token_type == "batch":
+            # it has no accessor anywhere, but its own HMAC is the same on each of its lines
+            accessor = auth.client_token or ""
     path = request.path or ""
     mount_point, mount_type, lease_id = request.mount_point, request.mount_type, ""
     if response is not None:
@@ -185,8 +213,11 @@ def half(entry: Entry, line: bytes, block: int, number: int) -> Half:
             lease_id = response.secret.lease_id or ""
     kind, answer = 0, None
     error = entry.error or ""
-    if is_response and not error:
-        kind, answer = outcome(path, request, response, lease_id)
+    if is_response:
+        if not error:
+            kind, answer = outcome(path, request, response, lease_id, auth)
+        elif READ_ONLY in error:
+            kind = Kind.STANDBY
     request_id = request.id
     if not request_id:
         request_id = "sha256:" + hashlib.sha256(line).hexdigest()
@@ -261,25 +292,80 @@ _whats: dict[What, What] = {}
 _whos: dict[tuple[str | None, str | None, str | None, bytes, bytes], Who] = {}
 
 
-def outcome(path: str, request: Request, response: Response | None, lease_id: str) -> tuple[int, Answer | None]:
+def outcome(
+    path: str, request: Request, response: Response | None, lease_id: str, auth: Auth | None
+) -> tuple[int, Answer | None]:
     """What a successful response did, and what of it the ledger must know."""
-    if response is not None and response.auth is not None and response.auth.accessor:
-        answer = Answer(new_accessor=response.auth.accessor, new_who=identity(response.auth))
-        # `auth/token/…` makes and renews tokens too, but identifies nobody
-        if path.startswith("auth/") and not path.startswith("auth/token/"):
-            return Kind.LOGIN, answer
-        return Kind.OTHER, answer
+    if response is not None:
+        if response.auth is not None:
+            if (made := token_outcome(path, request, response.auth)) is not None:
+                return made
+        elif response.wrap_info is not None:
+            return wrapped_outcome(path, request, response.wrap_info, auth)
     if lease_id:
         if path.startswith(RENEWS):
             return Kind.RENEW, Answer(data_lease_id=_text(named(request.data).lease_id))
+        if response is not None and path == "sys/wrapping/unwrap":
+            return Kind.UNWRAP, Answer(
+                username=_text(named(response.data).username), data_token=_text(named(request.data).token)
+            )
         if "/creds/" in path and not path.startswith("sys/") and response is not None:
             return Kind.READ, Answer(username=_text(named(response.data).username))
-    elif path.startswith(ENDS):
+    elif path.startswith(ENDS) or (path.startswith(UNMOUNTS) and request.operation == "delete"):
         data = named(request.data)
-        return Kind.END, Answer(data_lease_id=_text(data.lease_id), data_accessor=_text(data.accessor))
+        return Kind.END, Answer(
+            data_lease_id=_text(data.lease_id), data_accessor=_text(data.accessor), data_token=_text(data.token)
+        )
     elif "/static-creds/" in path and request.operation == "read" and not path.startswith("sys/"):
         return Kind.STATIC_READ, None
     return Kind.OTHER, None
+
+
+def token_outcome(path: str, request: Request, auth: Auth) -> tuple[int, Answer] | None:
+    """What was done about the token in a response's auth; None where nothing tells which token that is."""
+    token = auth.client_token or ""
+    if token == request.client_token:
+        # a login that was sent with an older token shows that one there
+        token = ""
+    accessor = auth.accessor or (token if auth.token_type == "batch" else "")
+    answer = Answer(new_accessor=accessor, new_who=identity(auth), new_token=token, ttl_seconds=seconds(auth.token_ttl))
+    if not path.startswith("auth/"):
+        # unwrapping hands out a token that was made before
+        return None
+    if path.startswith("auth/token/renew"):
+        return (Kind.TOKEN_RENEW, answer) if accessor else None
+    if path.startswith("auth/token/"):
+        answer.is_orphan = is_orphan(path, request)
+        return (Kind.TOKEN, answer) if accessor else None
+    # who logged in is known even where it cannot be told by which of its tokens
+    return (Kind.LOGIN, answer) if accessor or auth.token_type == "batch" else None
+
+
+def wrapped_outcome(path: str, request: Request, wrap: WrapInfo, auth: Auth | None) -> tuple[int, Answer | None]:
+    """What was done, where only the wrapping token came back: what is inside shows when it is unwrapped."""
+    wrapped_in = tuple(text for text in (wrap.accessor or "", wrap.token or "") if text)
+    if path == "sys/wrapping/rewrap":
+        return Kind.REWRAP, Answer(data_token=_text(named(request.data).token), wrapped_in=wrapped_in)
+    if wrap.wrapped_accessor and path.startswith("auth/"):
+        answer = Answer(new_accessor=wrap.wrapped_accessor)
+        if path.startswith("auth/token/"):
+            answer.is_orphan = is_orphan(path, request)
+            return Kind.TOKEN, answer
+        if auth is not None and auth.accessor == wrap.wrapped_accessor:
+            answer.new_who, answer.ttl_seconds = identity(auth), seconds(auth.token_ttl)
+        return Kind.LOGIN, answer
+    if "/creds/" in path and not path.startswith("sys/") and request.operation == "read":
+        return Kind.READ, Answer(wrapped_in=wrapped_in)
+    return Kind.OTHER, None
+
+
+def is_orphan(path: str, request: Request) -> bool:
+    """As far as the request tells: a token role may say so, too, and that is in no line."""
+    return path.startswith("auth/token/create-orphan") or named(request.data).no_parent is True
+
+
+def seconds(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) and 0 < value < 2**31 else None
 
 
 def named(data: msgspec.Raw) -> Named:

@@ -11,6 +11,7 @@ import msgspec
 
 from audit.intern import What, Who
 from audit.lines import NOBODY, Half
+from audit.models.events import Kind
 
 WHAT_FIELDS = ("type", "operation", "path", "mount_point", "mount_type", "namespace")
 # not token_type: the request of a login names one that its response replaces
@@ -64,11 +65,13 @@ def differing(content: Content, half: Half) -> list[str]:
         for name, one, other in zip(WHAT_FIELDS, content.what, half.what, strict=True)
         if one and other and one != other
     ]
-    found += [
-        name
-        for name, one, other in zip(WHO_FIELDS, content.who, half.who, strict=True)
-        if name and one and other and one != other
-    ]
+    # a login that was sent with an older token bears that one's identity in its request, its own in its response
+    if (content.kind == Kind.LOGIN) == (half.kind == Kind.LOGIN):
+        found += [
+            name
+            for name, one, other in zip(WHO_FIELDS, content.who, half.who, strict=True)
+            if name and one and other and one != other
+        ]
     if content.address and half.address and content.address != half.address:
         found.append("remote_address")
     if content.lease_id and half.lease_id and content.lease_id != half.lease_id:
@@ -96,13 +99,19 @@ def absorb(content: Content, half: Half) -> Content:
         has_request,
         response_at,
         first.what if first.what == second.what else _fill(first.what, second.what),
-        first.who if first.who == second.who else _fill(first.who, second.who),
+        _who(content, half, first.who, second.who),
         content.address or half.address,
         content.lease_id or half.lease_id,
         error,
         max(content.kind, half.kind),
         content.own,
     )
+
+
+def _who(content: Content, half: Half, first: Who, second: Who) -> Who:
+    if (content.kind == Kind.LOGIN) != (half.kind == Kind.LOGIN):
+        return half.who if half.kind == Kind.LOGIN else content.who
+    return first if first == second else _fill(first, second)
 
 
 _Texts = TypeVar("_Texts", What, Who)

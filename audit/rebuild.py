@@ -211,13 +211,26 @@ _SET_ASIDE = [
     WHERE l.id = k.lease_id AND l.vault_id = %(vault)s AND l.id NOT IN (SELECT id FROM was_read_before)
     """,
     """
-    UPDATE audit_token t SET login_id = NULL FROM leases_login g
+    UPDATE audit_token t SET login_id = NULL, parent_id = NULL, own_hash = NULL, ends_at = NULL FROM leases_login g
     WHERE g.id = t.login_id AND g.vault_id = %(vault)s AND g.logged_in_at >= %(oldest)s
+    """,
+    """
+    UPDATE audit_token t SET parent_id = NULL, own_hash = NULL, ends_at = NULL FROM audit_device d
+    WHERE d.id = t.device_id AND d.vault_id = %(vault)s AND t.login_id IS NULL
+    """,
+    """
+    DELETE FROM audit_wrapping w USING audit_device d
+    WHERE d.id = w.device_id AND d.vault_id = %(vault)s AND w.at >= %(oldest)s
+    """,
+    """
+    DELETE FROM audit_unwrapping u USING audit_device d
+    WHERE d.id = u.device_id AND d.vault_id = %(vault)s AND u.at >= %(oldest)s
     """,
     "CREATE TEMP TABLE was_login AS SELECT * FROM leases_login WHERE vault_id = %(vault)s",
     # a login that is told of again comes back from there; its key stays, since pages link by it
     """
-    UPDATE leases_login SET logged_in_at = 'infinity', ended_at = NULL, end_reason = '' WHERE vault_id = %(vault)s
+    UPDATE leases_login SET logged_in_at = 'infinity', expires_at = NULL, parent_id = NULL, origin_id = NULL, is_orphan = false,
+      ended_at = NULL, end_reason = '' WHERE vault_id = %(vault)s
     """,
 ]
 
@@ -236,7 +249,7 @@ _HIDE_LEASES = [
     "INSERT INTO pg_temp.leases_lease SELECT * FROM public.leases_lease WHERE vault_id = %(vault)s",
     """
     UPDATE pg_temp.leases_lease SET
-      request_id = '', accessed_at = NULL, source_ip = '', login_id = NULL, renewals = 0,
+      request_id = '', accessed_at = NULL, source_ip = '', unwrapped_from = '', login_id = NULL, renewals = 0,
       issued_at = CASE WHEN looked_up_at IS NOT NULL THEN issued_at END,
       last_renewal_at = CASE WHEN looked_up_at IS NOT NULL THEN last_renewal_at END
     """,
@@ -283,6 +296,7 @@ _TOLD = {
     "request_id": "s.request_id",
     "accessed_at": "s.accessed_at",
     "source_ip": "s.source_ip",
+    "unwrapped_from": "s.unwrapped_from",
     "login_id": "s.login_id",
     "renewals": "s.renewals",
     "database_user": "COALESCE(NULLIF(l.database_user, ''), s.database_user)",
@@ -345,7 +359,9 @@ def _settle_logins(vault: Vault, oldest: datetime) -> set[int]:
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            UPDATE leases_login g SET logged_in_at = w.logged_in_at, ended_at = w.ended_at, end_reason = w.end_reason
+            UPDATE leases_login g SET logged_in_at = w.logged_in_at, expires_at = GREATEST(g.expires_at, w.expires_at),
+              parent_id = w.parent_id, origin_id = w.origin_id, is_orphan = w.is_orphan, ended_at = w.ended_at,
+              end_reason = w.end_reason
             FROM was_login w WHERE w.id = g.id AND g.logged_in_at = 'infinity' AND (
               w.logged_in_at < %s OR EXISTS (SELECT 1 FROM leases_lease l WHERE l.login_id = g.id))
             """,
@@ -355,9 +371,9 @@ def _settle_logins(vault: Vault, oldest: datetime) -> set[int]:
         cursor.execute(
             """
             SELECT l.id FROM leases_lease l JOIN leases_login g ON g.id = l.login_id JOIN was_login w ON w.id = g.id
-            WHERE (g.logged_in_at, g.auth_mount_id, g.address, g.service_account_namespace, g.service_account, g.claimed_pod,
+            WHERE (g.logged_in_at, g.origin_id, g.auth_mount_id, g.address, g.service_account_namespace, g.service_account, g.claimed_pod,
                    g.claimed_pod_uid) IS DISTINCT FROM
-                  (w.logged_in_at, w.auth_mount_id, w.address, w.service_account_namespace, w.service_account, w.claimed_pod,
+                  (w.logged_in_at, w.origin_id, w.auth_mount_id, w.address, w.service_account_namespace, w.service_account, w.claimed_pod,
                    w.claimed_pod_uid)
             """
         )

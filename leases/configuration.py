@@ -152,6 +152,10 @@ def problems(configuration: Configuration) -> list[str]:
     ]:
         if used not in vaults:
             found.append(f"no vault is named {used!r}; [[vaults]] has {', '.join(sorted(vaults)) or 'none'}")
+    if any(m.path.strip("/") == "token" for c in configuration.clusters for m in c.auth_mounts):
+        found.append(
+            "auth/token/ cannot be an auth mount of a cluster: whoever makes a token may write any metadata into it"
+        )
     for address in [v.address for v in configuration.vaults] + [c.address for c in configuration.clusters]:
         if urlsplit(address).scheme not in {"http", "https"} or not urlsplit(address).hostname:
             found.append(f"{address!r} is no address; write https://HOST:PORT")

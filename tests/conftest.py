@@ -1,6 +1,7 @@
 """Fixtures for tests of the site: users of each group, logged in."""
 
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
 from django.db import connections
@@ -10,6 +11,9 @@ from pytest_django import DjangoDbBlocker
 
 from audit import intern
 from tests import factories
+
+if TYPE_CHECKING:
+    from tests.world import World
 
 
 @pytest.fixture(scope="session")
@@ -27,6 +31,15 @@ def django_db_setup(django_test_environment: None, django_db_blocker: DjangoDbBl
 def _nothing_interned() -> None:
     """Each test rolls its rows back, and with them the ids that this process remembers."""
     intern.forget()
+
+
+@pytest.fixture
+def configured(world: "World", db: None) -> "World":
+    """The world as `manage.py configure` knows it, with every stream read up to now and the watch begun."""
+    from tests import observed
+
+    observed.configure(world)
+    return world
 
 
 @pytest.fixture

@@ -31,8 +31,17 @@ _SIGHTINGS = """
     LEFT JOIN audit_token k ON k.id = s.token_id WHERE d.vault_id = %s
 """
 _TOKENS = """
-    SELECT d.name, k.salt_epoch, k.accessor, g.request_id FROM audit_token k JOIN audit_device d ON d.id = k.device_id
-    JOIN leases_login g ON g.id = k.login_id WHERE d.vault_id = %s
+    SELECT d.name, k.salt_epoch, k.accessor, k.own_hash, p.accessor, g.request_id, k.ends_at
+    FROM audit_token k JOIN audit_device d ON d.id = k.device_id
+    JOIN leases_login g ON g.id = k.login_id LEFT JOIN audit_token p ON p.id = k.parent_id WHERE d.vault_id = %s
+"""
+_WRAPPINGS = """
+    SELECT d.name, w.salt_epoch, w.key, w.request_id, w.path, w.address, w.accessor, w.rewraps, w.at
+    FROM audit_wrapping w JOIN audit_device d ON d.id = w.device_id WHERE d.vault_id = %s
+"""
+_UNWRAPPINGS = """
+    SELECT d.name, u.salt_epoch, u.key, u.request_id, u.lease_id, u.username, u.address, u.at
+    FROM audit_unwrapping u JOIN audit_device d ON d.id = u.device_id WHERE d.vault_id = %s
 """
 _LEASETOKENS = """
     SELECT l.lease_id, d.name, k.salt_epoch, k.accessor FROM audit_leasetoken j JOIN audit_token k ON k.id = j.token_id
@@ -43,7 +52,7 @@ _HASHES = """
     JOIN audit_text t ON t.id = h.lease_name_id WHERE d.vault_id = %s
 """
 _ENDINGS = """
-    SELECT d.name, e.salt_epoch, e.request_id, e.by, e.target, e.path, e.display_name, e.at
+    SELECT d.name, e.salt_epoch, e.request_id, e.by, e.target, e.path, e.namespace_path, e.display_name, e.at
     FROM audit_ending e JOIN audit_device d ON d.id = e.device_id WHERE e.vault_id = %s
 """
 _COVERAGE = """
@@ -54,12 +63,18 @@ _COVERAGE = """
 # the logins' keys aside, which another vault's rows take
 _LOGIN = """
     request_id, mount_path, auth_mount_id, address, display_name, entity_id, policies::text, token_type, metadata::text,
-    service_account_namespace, service_account, own, claimed_pod, claimed_pod_uid, claimed_node, end_reason, logged_in_at, ended_at
+    service_account_namespace, service_account, own, claimed_pod, claimed_pod_uid, claimed_node, is_orphan, end_reason, logged_in_at,
+    expires_at, ended_at
+"""
+_LOGINS = f"""
+    SELECT {", ".join(f"l.{name.strip()}" for name in _LOGIN.split(","))}, p.request_id, o.request_id
+    FROM leases_login l LEFT JOIN leases_login p ON p.id = l.parent_id LEFT JOIN leases_login o ON o.id = l.origin_id
+    WHERE l.vault_id = %s
 """
 # the same of leases, and when somebody asked for a lookup
 _LEASE = """
     lease_id, vault_namespace, mount, role, database_user, state, renewals, renewable, revoke_error, end_reason, end_evidence,
-    end_seen_reason, end_seen_evidence, request_id, source_ip, certainty, certainty_reason, cluster, service_account_namespace,
+    end_seen_reason, end_seen_evidence, request_id, source_ip, unwrapped_from, certainty, certainty_reason, cluster, service_account_namespace,
     service_account, pod_namespace, pod, pod_uid, attribution_open, issued_at, expires_at, last_renewal_at, ended_at, end_seen_at,
     accessed_at, looked_up_at
 """
@@ -75,7 +90,7 @@ def dump(vault: Vault) -> dict[str, list[Row]]:
         "events": _rows(_EVENTS, vault),
         "hourly": _rows(_HOURLY, vault),
         "renewals": _rows(_RENEWALS, vault),
-        "logins": _rows(f"SELECT {_LOGIN} FROM leases_login WHERE vault_id = %s", vault),
+        "logins": _rows(_LOGINS, vault),
         "leases": _rows(_LINKED, vault),
     }
 
@@ -88,6 +103,8 @@ def dump_of_devices(vault: Vault) -> dict[str, list[Row]]:
         "leasetokens": _rows(_LEASETOKENS, vault),
         "hashes": _rows(_HASHES, vault),
         "endings": _rows(_ENDINGS, vault),
+        "wrappings": _rows(_WRAPPINGS, vault),
+        "unwrappings": _rows(_UNWRAPPINGS, vault),
         "coverage": [row[:-1] for row in _rows(_COVERAGE, vault)],
     }
 

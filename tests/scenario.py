@@ -115,6 +115,53 @@ def _happen(world: World) -> Iterator[TestPod]:
     TestPod(world, other.application, "", "", other.address, child).call("POST", "auth/token/revoke-self")
     own.call("POST", "auth/token/revoke-self")
     yield from (by_url, by_body, by_prefix, by_self, by_accessor, one_more, exact, other, forced)
+    yield from _tokens_of_tokens(world)
+    yield from _wrapped(world)
+
+
+def _tokens_of_tokens(world: World) -> Iterator[TestPod]:
+    """Three parents: one revoked with child and grandchild, one that leaves an orphan, one revoked alone. And a batch token."""
+    world.let_make_tokens("storefront", role="maker")
+    world.let_make_tokens("storefront", role="batch", token_type="batch", token_policies=["shop-storefront"])
+    parent, orphaned, alone, batch = (world.pod("storefront") for _ in range(4))
+    for pod in (parent, orphaned, alone):
+        pod.log_in("maker")
+    child = parent.make_token(policies=["shop-storefront", "makes-tokens"], meta={"pod_name": "somebody-else"})
+    child.read_credentials()
+    child.call("POST", "auth/token/renew-self")
+    child.make_token().read_credentials()
+    orphaned.make_token("auth/token/create-orphan").read_credentials()
+    orphaned.make_token(no_parent=True).read_credentials()
+    alone.make_token().read_credentials()
+    batch.log_in("batch")
+    lease_id = batch.read_credentials()["lease_id"]
+    batch.renew(lease_id)
+    world.admin.adapter.post("/v1/auth/token/revoke", json={"token": parent.token})
+    world.admin.adapter.post("/v1/auth/token/revoke", json={"token": orphaned.token})
+    world.admin.adapter.post("/v1/auth/token/revoke-orphan", json={"token": alone.token})
+    # a login that is sent with an older token, of other policies
+    twice = world.pod("storefront")
+    twice.log_in()
+    twice.log_in("maker")
+    twice.read_credentials()
+    yield from (parent, orphaned, alone, batch, twice)
+
+
+def _wrapped(world: World) -> Iterator[TestPod]:
+    """Credentials and a token that are handed over wrapped."""
+    reader, other = world.pod("storefront"), world.pod("fulfilment")
+    reader.log_in("maker")
+    replace(reader, token=reader.read_wrapped()).call("POST", "sys/wrapping/unwrap")
+    replace(other, token=reader.read_wrapped()).call("POST", "sys/wrapping/unwrap")
+    other.log_in()
+    other.call("POST", "sys/wrapping/unwrap", {"token": reader.read_wrapped()})
+    again = world.admin.adapter.post("/v1/sys/wrapping/rewrap", json={"token": reader.read_wrapped()})
+    replace(reader, token=again["wrap_info"]["token"]).call("POST", "sys/wrapping/unwrap")
+    body = {"policies": [reader.application.vault_role]}
+    made = reader.call("POST", "auth/token/create", body, wrap_seconds=60)["wrap_info"]["token"]
+    inside = replace(other, token=made).call("POST", "sys/wrapping/unwrap")["auth"]["client_token"]
+    replace(other, application=reader.application, token=inside).read_credentials()
+    yield from (reader, other)
 
 
 def _own(world: World) -> TestPod:

@@ -11,61 +11,17 @@ from pathlib import Path
 import pytest
 from django.utils import timezone
 
-from audit import attribute, configuration, exports, follow, users
+from audit import attribute, exports, follow, users
 from audit.blocks import lines_of
-from audit.ingest import ingest, position_of
+from audit.ingest import ingest
 from audit.models import AttributionChange, Event, RawBlock, Sighting, Stream, Token, What
 from demo import workloads
 from leases import clients, lookups, revoke, watch
-from leases.configuration import load
 from leases.models import Certainty, Cluster, Database, Lease, LeaseState, Login, Pod, PodAddress, Revocation, Vault
+from tests.observed import catch_up, issue, read_streams
 from tests.world import TestPod, World
 
 pytestmark = pytest.mark.django_db
-
-
-@pytest.fixture
-def configured(world: World, tmp_path: Path) -> World:
-    """The world as `manage.py configure` knows it, with every stream read up to now and the watch begun."""
-    file = world.folder / "leasehold.toml"
-    file.write_text(world.toml())
-    configuration.apply(load(file))
-    for stream in Stream.objects.all():
-        end = Path(stream.path).stat().st_size
-        chunk = follow.read(Path(stream.path), follow.Position(offset=end))
-        Stream.objects.filter(pk=stream.pk).update(
-            file_inode=chunk.position.inode, file_start=chunk.position.start, offset=chunk.position.offset
-        )
-    watch.list_all(Cluster.objects.get(), clients.kube(Cluster.objects.get()))
-    for mount in ("database",):
-        lookups.read_roles(Vault.objects.get(), mount, clients.observer(Vault.objects.get()))
-    return world
-
-
-def read_streams(*, only: str | None = None) -> None:
-    for stream in Stream.objects.select_related("device__vault").order_by("id"):
-        if only and stream.device.name != only:
-            continue
-        before = position_of(stream)
-        while True:
-            chunk = follow.read(Path(stream.path), before)
-            if not chunk.lines:
-                break
-            ingest(stream.pk, chunk, expected=before, now=timezone.now())
-            before = chunk.position
-
-
-def catch_up() -> None:
-    """What the workers do in a few seconds."""
-    watch.follow(Cluster.objects.get(), seconds=0, on_change=lambda: None)
-    attribute.attribute(attribute.open_leases(), now=timezone.now())
-
-
-def issue(pod: TestPod) -> str:
-    pod.log_in()
-    lease_id = pod.read_credentials()["lease_id"]
-    read_streams()
-    return str(lease_id)
 
 
 def test_a_kubernetes_login_is_tied_to_its_pod_by_address_once_the_watch_has_come_past(configured: World) -> None:

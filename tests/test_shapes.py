@@ -167,7 +167,7 @@ def test_requests_that_nothing_answers_are_read_without_a_pair() -> None:
 
 def test_the_error_pair_of_a_standby_is_an_event_with_its_error_and_no_login() -> None:
     (pair,) = events("standby-error-pair")
-    assert (pair.error, pair.kind, pair.who) == ("cannot write to readonly storage", Kind.OTHER, NOBODY)
+    assert (pair.error, pair.kind, pair.who) == ("cannot write to readonly storage", Kind.STANDBY, NOBODY)
 
 
 def test_the_lines_of_openbao_are_read_as_what_its_session_was() -> None:

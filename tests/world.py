@@ -7,7 +7,7 @@ import http.client
 import json
 import secrets
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -39,8 +39,8 @@ class TestPod:
     address: str
     token: str = ""
 
-    def log_in(self) -> str:
-        """Logs in with the pod's service-account token; returns the request id."""
+    def log_in(self, role: str | None = None) -> str:
+        """Logs in with the pod's service-account token, by default to its application's role; returns the request id."""
         jwt = driver.request_token(
             self.world.api,
             self.application.namespace,
@@ -50,7 +50,7 @@ class TestPod:
             audiences=[AUDIENCE],
         )
         answer = self.call(
-            "POST", f"auth/{self.application.method}/login", {"role": self.application.vault_role, "jwt": jwt}
+            "POST", f"auth/{self.application.method}/login", {"role": role or self.application.vault_role, "jwt": jwt}
         )
         self.token = answer["auth"]["client_token"]
         return str(answer["request_id"])
@@ -62,13 +62,27 @@ class TestPod:
     def renew(self, lease_id: str) -> dict[str, Any]:
         return self.call("PUT", "sys/leases/renew", {"lease_id": lease_id})
 
-    def call(self, method: str, path: str, body: Mapping[str, object] | None = None) -> dict[str, Any]:
+    def read_wrapped(self) -> str:
+        """Reads a database credential into a wrapping token, which it returns."""
+        answer = self.call("GET", self.application.credentials_path, wrap_seconds=60)
+        return str(answer["wrap_info"]["token"])
+
+    def make_token(self, path: str = "auth/token/create", **parameters: object) -> "TestPod":
+        """The same pod with a token that its own token made."""
+        answer = self.call("POST", path, {"policies": [self.application.vault_role], **parameters})
+        return replace(self, token=answer["auth"]["client_token"])
+
+    def call(
+        self, method: str, path: str, body: Mapping[str, object] | None = None, *, wrap_seconds: int = 0
+    ) -> dict[str, Any]:
         """One request to OpenBao, made from the pod's own address."""
         where = urlsplit(self.world.openbao.address)
         connection = http.client.HTTPConnection(
             str(where.hostname), where.port, timeout=10, source_address=(self.address, 0)
         )
         headers = {"X-Vault-Token": self.token} if self.token else {}
+        if wrap_seconds:
+            headers["X-Vault-Wrap-TTL"] = f"{wrap_seconds}s"
         connection.request(method, f"/v1/{path}", json.dumps(body) if body is not None else None, headers)
         answer = connection.getresponse()
         text = answer.read()
@@ -104,6 +118,25 @@ class World:
             host_network=host_network,
         )
         return TestPod(self, application, name, uid, address)
+
+    def let_make_tokens(self, service_account: str, *, role: str, **settings: object) -> None:
+        """A further role of the Kubernetes method for this service account, whose tokens may make others."""
+        application = BY_NAME[service_account]
+        self.admin.sys.create_or_update_policy(
+            "makes-tokens", 'path "auth/token/create*" { capabilities = ["update", "sudo"] }'
+        )
+        self.admin.write_data(
+            f"auth/kubernetes/role/{role}",
+            data={
+                "bound_service_account_names": [service_account],
+                "bound_service_account_namespaces": [application.namespace],
+                "audience": AUDIENCE,
+                "token_policies": [application.vault_role, "makes-tokens"],
+                "token_ttl": "120s",
+                "token_max_ttl": "300s",
+                **settings,
+            },
+        )
 
     def delete(self, pod: TestPod) -> None:
         driver.delete_pod(self.api, pod.application.namespace, pod.name)

@@ -12,8 +12,10 @@ from audit.models.events import (
     Sighting,
     Text,
     Token,
+    Unwrapping,
     What,
     Who,
+    Wrapping,
 )
 from audit.models.heads import HeadsDocument, Signing
 from audit.models.history import AttributionChange
@@ -55,6 +57,8 @@ __all__ = [
     "Stream",
     "Text",
     "Token",
+    "Unwrapping",
     "What",
     "Who",
+    "Wrapping",
 ]

@@ -56,16 +56,29 @@ class Text(models.Model):
 
 
 class Token(models.Model):
-    """How one token shows in one salt epoch of one device (its accessor's HMAC, or the accessor where tuned so), and its login."""
+    """How one token shows in one salt epoch of one device (its accessor's HMAC, or the accessor where tuned so; a batch token's
+    own HMAC), and its login."""
 
     device = models.ForeignKey(Device, models.CASCADE)
     salt_epoch = models.PositiveIntegerField()
     accessor = models.TextField()
     login = models.ForeignKey(Login, models.SET_NULL, null=True, related_name="tokens")
+    # the token that made it, in the same words
+    parent = models.ForeignKey("self", models.SET_NULL, null=True, related_name="children", db_index=False)
+    # the first 64 bits of the token's own HMAC: a revocation may name the token by it
+    own_hash = models.BigIntegerField(null=True)
+    # as far as its TTLs told
+    ends_at = models.DateTimeField(null=True)
 
     class Meta:
         constraints = [
             models.UniqueConstraint(fields=["device", "salt_epoch", "accessor"], name="an_accessor_is_one_token")
+        ]
+        indexes = [
+            # tokens.take_parents(): children that were told of before their parent
+            models.Index(fields=["parent"], name="token_by_parent", condition=~models.Q(parent=None)),
+            # endings: revocations that name a token by its HMAC
+            models.Index(fields=["own_hash"], name="token_by_own_hash", condition=~models.Q(own_hash=None)),
         ]
 
     def __str__(self) -> str:
@@ -81,6 +94,11 @@ class Kind(models.IntegerChoices):
     STATIC_READ = 3  # of a static role's credentials: no lease
     RENEW = 4
     END = 5  # a revocation of leases or tokens
+    TOKEN = 6  # a token made another one
+    TOKEN_RENEW = 7
+    UNWRAP = 8  # dynamic credentials came out of their wrapping
+    REWRAP = 9
+    STANDBY = 10  # a standby's error; the request itself is on the active node
 
 
 class Event(models.Model):
@@ -219,6 +237,62 @@ class LeaseToken(models.Model):
         return f"{self.lease_id} by {self.token_id}"
 
 
+class Wrapping(models.Model):
+    """A wrapping token that credentials were put into, as one device tells of it: by its accessor and by itself, a row each."""
+
+    device = models.ForeignKey(Device, models.CASCADE)
+    salt_epoch = models.PositiveIntegerField()
+    key = models.TextField()
+    # the read of the credentials, or the rewrapping
+    request_id = models.TextField()
+    at = models.DateTimeField()
+    path = models.TextField()
+    mount_point = models.TextField(blank=True)
+    namespace_path = models.TextField(blank=True)
+    address = models.TextField(blank=True)
+    # of the token that read them
+    accessor = models.TextField(blank=True)
+    # of a rewrapping: the key of the wrapping token that went into it
+    rewraps = models.TextField(blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["device", "salt_epoch", "key"], name="a_wrapping_token_wraps_once")
+        ]
+        indexes = [
+            # wrapping.take(): the other key of a wrapping token, and the rewrappings of one
+            models.Index(fields=["device", "salt_epoch", "request_id"], name="wrapping_by_request"),
+            models.Index(
+                fields=["device", "salt_epoch", "rewraps"], name="wrapping_by_rewraps", condition=~models.Q(rewraps="")
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.path} in {self.key}"
+
+
+class Unwrapping(models.Model):
+    """Credentials that came out of their wrapping token, as one device tells of it: only here the log names their lease."""
+
+    device = models.ForeignKey(Device, models.CASCADE)
+    salt_epoch = models.PositiveIntegerField()
+    # the wrapping token's accessor, or its own HMAC where the request's data names it
+    key = models.TextField()
+    request_id = models.TextField()
+    at = models.DateTimeField()
+    lease_id = models.TextField()
+    username = models.TextField(blank=True)
+    address = models.TextField(blank=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["device", "salt_epoch", "key"], name="a_wrapping_token_unwraps_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.lease_id} out of {self.key}"
+
+
 class Renewals(models.Model):
     """How often a lease was renewed, by events; kept apart from the lease, whose own line may come later."""
 
@@ -243,6 +317,10 @@ class Ending(models.Model):
         PREFIX = "prefix"
         FORCE = "force"
         TOKEN = "token"
+        TOKEN_HASH = "hash of a token"
+        # its children live on, without a parent
+        TOKEN_ALONE = "token alone"
+        AUTH_MOUNT = "auth mount"
 
     vault = models.ForeignKey(Vault, models.CASCADE)
     device = models.ForeignKey(Device, models.CASCADE)
@@ -250,9 +328,10 @@ class Ending(models.Model):
     request_id = models.TextField()
     at = models.DateTimeField()
     by = models.TextField(choices=By)
-    # the lease id, the prefix, the HMAC of the lease id, or the accessor's HMAC
+    # the lease id, the prefix, the HMAC of the lease id, the accessor's or the token's HMAC, or the path of the auth mount
     target = models.TextField()
     path = models.TextField()
+    namespace_path = models.TextField(blank=True)
     display_name = models.TextField(blank=True)
 
     class Meta:

@@ -57,11 +57,20 @@ class Login(models.Model):
     claimed_pod = models.TextField(blank=True)
     claimed_pod_uid = models.TextField(blank=True)
     claimed_node = models.TextField(blank=True)
+    # of a token that another token made: the login of that one, and the first login of the line, whose identity it inherits
+    parent = models.ForeignKey("self", models.SET_NULL, null=True, related_name="children", db_index=False)
+    origin = models.ForeignKey("self", models.SET_NULL, null=True, related_name="+", db_index=False)
+    # made without a parent in Vault's sense: it does not end with the token that made it
+    is_orphan = models.BooleanField(default=False, db_default=False)
+    # as far as its TTLs told; renewals move it
+    expires_at = models.DateTimeField(null=True)
     ended_at = models.DateTimeField(null=True)
     end_reason = models.TextField(blank=True)
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["vault", "request_id"], name="login_is_one_request")]
+        # audit.logins.inherit(), and the ends of tokens: down the line
+        indexes = [models.Index(fields=["parent"], name="login_by_parent", condition=~Q(parent=None))]
 
     def __str__(self) -> str:
         return f"{self.display_name or self.mount_path} {self.request_id}"
@@ -100,6 +109,8 @@ class Lease(models.Model):
     request_id = models.TextField(blank=True)
     accessed_at = models.DateTimeField(null=True)
     source_ip = models.TextField(blank=True)
+    # the address that took it out of its wrapping, where it was handed over wrapped
+    unwrapped_from = models.TextField(blank=True, db_default="")
     login = models.ForeignKey(Login, models.SET_NULL, null=True, related_name="leases")
 
     certainty = models.TextField(choices=Certainty, default=Certainty.UNKNOWN)
