@@ -370,7 +370,8 @@ def _settle_logins(vault: Vault, oldest: datetime) -> set[int]:
         cursor.execute("DELETE FROM leases_login WHERE vault_id = %s AND logged_in_at = 'infinity'", [vault.pk])
         cursor.execute(
             """
-            SELECT l.id FROM leases_lease l JOIN leases_login g ON g.id = l.login_id JOIN was_login w ON w.id = g.id
+            SELECT l.id FROM leases_lease l JOIN leases_login own ON own.id = l.login_id
+            JOIN leases_login g ON g.id IN (own.id, own.origin_id) JOIN was_login w ON w.id = g.id
             WHERE (g.logged_in_at, g.origin_id, g.auth_mount_id, g.address, g.service_account_namespace, g.service_account, g.claimed_pod,
                    g.claimed_pod_uid) IS DISTINCT FROM
                   (w.logged_in_at, w.origin_id, w.auth_mount_id, w.address, w.service_account_namespace, w.service_account, w.claimed_pod,

@@ -160,7 +160,7 @@ def _wrapped(world: World) -> Iterator[TestPod]:
     body = {"policies": [reader.application.vault_role]}
     made = reader.call("POST", "auth/token/create", body, wrap_seconds=60)["wrap_info"]["token"]
     inside = replace(other, token=made).call("POST", "sys/wrapping/unwrap")["auth"]["client_token"]
-    replace(other, application=reader.application, token=inside).read_credentials()
+    replace(reader, token=inside).read_credentials()
     yield from (reader, other)
 
 

@@ -64,10 +64,12 @@ def evidence_one_by_one(lease: Lease, *, skew: timedelta) -> Evidence:
 def seen(login: Login | None) -> LoginSeen | None:
     if login is None:
         return None
-    fields = [name for name in LoginSeen.__struct_fields__ if name not in {"cluster_id", "cluster"}]
-    cluster = login.auth_mount.cluster if login.auth_mount else None
-    values = [getattr(login, name) for name in fields]
-    return msgspec.convert([*values, cluster.pk if cluster else None, cluster.name if cluster else ""], LoginSeen)
+    fields = [name for name in LoginSeen.__struct_fields__ if name not in {"cluster_id", "cluster", "inherited"}]
+    first = login.origin or login
+    cluster = first.auth_mount.cluster if first.auth_mount else None
+    values = [getattr(first, name) for name in fields]
+    rest = [cluster.pk if cluster else None, cluster.name if cluster else "", first != login]
+    return msgspec.convert([*values, *rest], LoginSeen)
 
 
 def unplaced(cluster_id: int, login: Login, *, at: datetime, skew: timedelta) -> tuple[str, ...]:
