@@ -44,8 +44,9 @@ def mount_path(vault: Vault, namespace: str, mount_point: str) -> str:
     `auth/kubernetes/` -> `kubernetes`, of a namespace below `team/kubernetes`, of any other `/team/kubernetes`: whoever rules
     over another namespace can mount what he likes there, and shall not lend its identities to this one.
     """
-    path = mount_point.removeprefix("auth/").strip("/")
     own, there = vault.namespace.strip("/"), namespace.strip("/")
+    # the log gives the mount point with its namespace, a path without it
+    path = mount_point.removeprefix(f"{there}/").removeprefix("auth/").strip("/")
     if there == own:
         return path
     if not own or there.startswith(f"{own}/"):

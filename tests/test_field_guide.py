@@ -4,6 +4,7 @@ With VAULT_BINARY the same runs against HashiCorp Vault.
 """
 
 import json
+import secrets
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import hvac
 import pytest
 
 from audit.models import Event, Hash, Kind, Token
+from demo import vault_setup
 from leases import clients
 from leases.models import Certainty, Lease, LeaseState, Login, Vault
 from tests.observed import catch_up, issue, look_up, read_streams
@@ -329,8 +331,6 @@ def test_a_lease_that_ends_in_vault_has_the_reason_that_the_log_gives(configured
 
 
 def _read_elsewhere(world: World, pod: TestPod) -> str:
-    from demo import vault_setup
-
     vault_setup.set_up_mount(world.admin, world.postgres, mount="elsewhere", databases=["orders"])
     world.admin.sys.create_or_update_policy("elsewhere", 'path "elsewhere/creds/*" { capabilities = ["read"] }')
     world.let_make_tokens("storefront", role="elsewhere", token_policies=["elsewhere"])
@@ -345,6 +345,47 @@ def _through_another_mount(world: World, pod: TestPod) -> TestPod:
     admin.write_data("auth/kubernetes-elsewhere/users/ada", data=body)
     answer = pod.call("POST", "auth/kubernetes-elsewhere/login/ada", {"password": body["password"]})
     return replace(pod, token=answer["auth"]["client_token"])
+
+
+# namespaces
+
+
+@pytest.fixture
+def team(configured: World) -> hvac.Client:
+    """The administrator, in a namespace that has a database mount and an auth mount of the same names as the root's."""
+    name = f"team-{secrets.token_hex(3)}"
+    try:
+        configured.admin.adapter.post(f"/v1/sys/namespaces/{name}", json={})
+    except hvac.exceptions.InvalidPath:
+        pytest.skip("this server has no namespaces (HashiCorp Vault has them in Enterprise only)")
+    there = hvac.Client(url=configured.openbao.address, token=configured.admin.token, namespace=name, timeout=10)
+    vault_setup.set_up_mount(there, configured.postgres, databases=["orders"])
+    there.sys.enable_auth_method("userpass", path="kubernetes")
+    return there
+
+
+def test_a_lease_of_a_child_namespace_ends_there_and_a_prefix_there_ends_no_other(
+    configured: World, team: hvac.Client
+) -> None:
+    here = issue(configured.pod("storefront"))
+    there = team.adapter.get("/v1/database/creds/my-role")["lease_id"]
+    team.adapter.put("/v1/sys/leases/revoke-prefix/database/creds/my-role", json={"sync": True})
+    read_streams()
+    # the suffix is the namespace's
+    assert there.startswith("database/creds/my-role/")
+    assert "." in there
+    leases = {lease.lease_id: lease for lease in Lease.objects.filter(lease_id__in=[here, there])}
+    assert (leases[here].vault_namespace, leases[here].end_seen_reason) == ("", "")
+    assert (leases[there].vault_namespace, leases[there].end_seen_reason) == (f"{team.adapter.namespace}/", "by prefix")
+
+
+def test_an_auth_mount_of_another_namespace_lends_no_identity(configured: World, team: hvac.Client) -> None:
+    password = "not-a-secret-of-anybody"
+    team.write_data("auth/kubernetes/users/ada", data={"password": password, "token_policies": ["default"]})
+    team.adapter.post("/v1/auth/kubernetes/login/ada", json={"password": password})
+    read_streams()
+    login = Login.objects.get(own=False)
+    assert (login.mount_path, login.auth_mount) == (f"{team.adapter.namespace}/kubernetes", None)
 
 
 # the lease API
