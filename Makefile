@@ -51,7 +51,7 @@ test: check
 	@$(BIN)/python -m pytest
 
 test-all: check
-	@$(BIN)/python -m pytest -m "slow or not slow"
+	@$(BIN)/python -m pytest -m "slow or soak or not slow"
 
 bench: install
 	@$(BIN)/python -m tests.bench

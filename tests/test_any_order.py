@@ -109,6 +109,18 @@ def test_the_order_of_lines_does_not_matter(scene: Scene, seed: int) -> None:
     same(known_after(scene, Step(A, scene.lines[A])), known_after(scene, Step(A, lines, at_once)))
 
 
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+def test_five_hundred_shuffles_of_its_lines_make_one_ledger(scene: Scene) -> None:
+    whole = known_after(scene, Step(A, scene.lines[A]))
+    for seed in range(500):
+        chance = random.Random(seed)  # noqa: S311
+        lines = scene.lines[A].copy()
+        chance.shuffle(lines)
+        found = differences(whole, known_after(scene, Step(A, lines, chance.choice([5, 20, 50, None]))))
+        assert not found, f"seed {seed}:\n" + "\n".join(found[:12])
+
+
 def test_the_last_line_first_is_the_same(scene: Scene) -> None:
     lines = scene.lines[A]
     same(known_after(scene, Step(A, lines)), known_after(scene, Step(A, lines[::-1], 1)))
