@@ -13,8 +13,8 @@ import pytest
 from django.core.management import call_command
 from django.db import transaction
 
-from audit import intern
-from audit.models import Coverage, Event
+from audit import intern, push
+from audit.models import Coverage, Event, Stream
 from leases.models import Lease, Vault
 from tests import scenario
 from tests.dump import Row, differences, dump, dump_of_devices
@@ -151,6 +151,31 @@ def test_the_command_line_leads_to_the_same(scene: Scene, tmp_path: Path) -> Non
         call_command("ingest", str(file), vault="demo", device=A, json=True, stdout=io.StringIO())
 
     same(known_after(scene, Step(A, scene.lines[A]), devices=False), known_after_all(command, devices=False))
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_lines_that_are_pushed_lead_to_the_same_as_a_followed_file(scene: Scene, seed: int) -> None:
+    """In batches of any size, some of them sent twice; later seeds mix the lines."""
+    chance = random.Random(seed)  # noqa: S311
+    lines = scene.lines[A].copy()
+    if seed:
+        chance.shuffle(lines)
+    whole = known_after(scene, Step(A, scene.lines[A]))
+    # told twice is counted
+    del whole["coverage"]
+    Stream.objects.filter(device__name=A).update(path="", pushed=True)
+
+    def pushed() -> None:
+        stream = Stream.objects.select_related("device__vault").get(device__name=A)
+        left = lines.copy()
+        while left:
+            size = chance.choice([1, 2, 7, 40])
+            batch, left = left[:size], left[size:]
+            for _ in range(chance.choice([1, 1, 2])):
+                push.take(stream, batch, now=scene.now)
+
+    again = known_after_all(pushed, devices=True)
+    same(whole, {name: again[name] for name in whole})
 
 
 def two_ways(scene: Scene) -> dict[str, list[Step]]:
