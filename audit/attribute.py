@@ -13,7 +13,8 @@ import msgspec
 from django.db import connection
 from django.utils import timezone
 
-from audit.evidence import Candidate, Evidence, Held, gather
+from audit.evidence import Candidate, Evidence, Held, LoginSeen, canonical, gather
+from leases.consumers import MOST, listed
 from leases.identity import TOKEN_STORE
 from leases.models import Certainty, Lease, Policy
 
@@ -71,36 +72,52 @@ def reader(evidence: Evidence) -> Decision:
         )
     if not login.service_account:
         return Decision(Certainty.UNKNOWN, f"the login through auth/{login.mount_path}/ named no service account")
+    if evidence.fetched:
+        return for_others(evidence, login)
     if login.claimed_pod and login.claimed_pod_uid:
         return Decision(
             Certainty.EXACT,
             f"the login response of auth/{login.mount_path}/ carries the pod's name and uid",
             Candidate(login.claimed_pod_uid, login.service_account_namespace, login.claimed_pod, False),
         )
-    return from_address(evidence)
+    return from_address(evidence, login)
 
 
-def from_address(evidence: Evidence) -> Decision:
+def for_others(evidence: Evidence, login: LoginSeen) -> Decision:
+    """An operator fetched it: whoever refers to the Secret that it fills may hold the credentials."""
+    pods = [f"{pod.namespace}/{pod.name}" for pod in evidence.candidates or evidence.others if evidence.gapless]
+    if login.claimed_pod:
+        pods = [f"{login.service_account_namespace}/{login.claimed_pod}"]
+    account = f"{login.service_account_namespace}/{login.service_account}"
+    who = ("the operator's pod " if len(pods) == 1 else "one of the operator's pods ") + ", ".join(pods)
+    reason = f"{who if pods else f'a pod of the operator {account}'} fetched it for others"
+    for sync in evidence.syncs[:MOST]:
+        puts = "puts it" if sync.exact else "reads this path and puts it"
+        users = f"used by {sync.named}" if sync.count else "to which no pod known then refers"
+        resource = f"{sync.kind} {sync.namespace}/{sync.name}"
+        reason += f"; {resource} {puts} into Secret {sync.namespace}/{sync.secret}, {users}"
+    if not evidence.syncs:
+        reason += "; no resource of its cluster is known that says for whom"
+    return Decision(Certainty.AMBIGUOUS, reason, open=not evidence.settled)
+
+
+def from_address(evidence: Evidence, login: LoginSeen) -> Decision:
     """The pod by its address, where that is enough to name one."""
     found = evidence.candidates
     where = f"{evidence.address} in cluster {evidence.cluster}"
-    if not evidence.address:
+    if not canonical(evidence.address):
         return Decision(Certainty.SERVICE_ACCOUNT, "the audit log shows no address for the read")
     if not found:
-        return Decision(
-            Certainty.SERVICE_ACCOUNT,
-            f"no pod of this service account is known to have had {where} then",
-            open=True,
-        )
+        return from_nobody(evidence, login)
     names = ", ".join(f"{pod.namespace}/{pod.name}" for pod in found)
+    if any(pod.host_network for pod in found):
+        return shared_by_node(evidence)
     if len(found) > 1:
         return Decision(
             Certainty.AMBIGUOUS,
             f"{len(found)} pods of this service account fit {where} within {evidence.skew_seconds:g} s: {names}",
             open=True,
         )
-    if found[0].host_network:
-        return Decision(Certainty.AMBIGUOUS, f"{names} is on the host network, whose address {where} others share")
     if evidence.unplaced:
         return Decision(
             Certainty.SERVICE_ACCOUNT,
@@ -117,6 +134,69 @@ def from_address(evidence: Evidence) -> Decision:
         f"(clock skew up to {evidence.skew_seconds:g} s allowed for), and the pod watch had no gap",
         found[0],
         # a pod that took the address over, and whose address comes late, would make it ambiguous
+        open=not evidence.settled,
+    )
+
+
+def shared_by_node(evidence: Evidence) -> Decision:
+    """A node's address: of its pods on the host network, and of all of its pods where it translates addresses."""
+    everybody = (*evidence.candidates, *evidence.others)
+    node = next((pod.node for pod in everybody if pod.host_network), "")
+    where = f"{evidence.address} in cluster {evidence.cluster}"
+    known = [f"{pod.namespace}/{pod.name}" for pod in evidence.candidates]
+    # those of the account that had the address first; then the others of the account on that node
+    rest = [name for name in evidence.living.names if name not in known]
+    unnamed = max(0, evidence.living.count - len(evidence.living.names))
+    names = listed(known + rest, len(known + rest) + unnamed)
+    if not names:
+        return Decision(
+            Certainty.SERVICE_ACCOUNT,
+            f"{where} is the address of node {node}, on which no pod of this service account is known to have been then",
+            open=not evidence.settled,
+        )
+    return Decision(
+        Certainty.AMBIGUOUS,
+        f"{where} is the address of node {node}, which its pods on the host network share (others reach out through "
+        f"it, too, where it translates addresses); of this service account there were: {names}",
+        open=not evidence.settled,
+    )
+
+
+def from_nobody(evidence: Evidence, login: LoginSeen) -> Decision:
+    """No pod of the service account fits the address."""
+    where = f"{evidence.address} in cluster {evidence.cluster}"
+    nobody = f"no pod of this service account is known to have had {where} then"
+    if evidence.unplaced:
+        starting = ", ".join(evidence.unplaced)
+        return Decision(
+            Certainty.SERVICE_ACCOUNT,
+            f"{nobody}; the address of {starting}, which had just started, is not known yet",
+            open=True,
+        )
+    if not evidence.gapless:
+        reason = "the pod watch had a gap then" if evidence.caught_up else "the pod watch has not come that far yet"
+        return Decision(Certainty.SERVICE_ACCOUNT, f"{nobody}, but {reason}", open=True)
+    if any(pod.host_network for pod in evidence.others):
+        return shared_by_node(evidence)
+    if evidence.others:
+        other = evidence.others[0]
+        reason = (
+            f"{where} was then the address of {listed([f'{pod.namespace}/{pod.name}' for pod in evidence.others], 0)} of "
+            f"service account {other.namespace}/{other.service_account}: a proxy, or its token was used elsewhere"
+        )
+    elif login.address != evidence.address:
+        reason = f"the login came from {login.address or 'an unknown address'} and the read from {where}, which fit no single pod"
+    else:
+        reason = f"{where} was then the address of no pod: NAT or a proxy stands between"
+    if not evidence.living.count:
+        return Decision(
+            Certainty.SERVICE_ACCOUNT,
+            f"{reason}; no pod of this service account is known to have lived then",
+            open=not evidence.settled,
+        )
+    return Decision(
+        Certainty.AMBIGUOUS,
+        f"{reason}; of this service account there lived then: {listed(evidence.living.names, evidence.living.count)}",
         open=not evidence.settled,
     )
 

@@ -66,8 +66,7 @@ def examine() -> Iterator[Finding]:
     signed = _try("signed heads", signed_heads)
     yield signed if not signed.ok or Policy.current().heads_key else replace(signed, hint=UNSIGNED)
     # before the vaults, whose log-in may wait for a cluster's TokenReview
-    for cluster in Cluster.objects.filter(retired=False).order_by("name"):
-        yield _try(f"cluster {cluster.name}", partial(checks.check_cluster, cluster))
+    yield from clusters()
     for vault in Vault.objects.filter(retired=False).order_by("name"):
         yield _try(f"vault {vault.name}", partial(checks.check_vault, vault))
         if vault.respond:
@@ -77,6 +76,16 @@ def examine() -> Iterator[Finding]:
         yield _try(f"database {database_.path}", partial(checks.check_database, database_))
     for stream in Stream.objects.filter(retired=False).select_related("device__vault").order_by("id"):
         yield _try(f"stream {stream}", partial(readable, stream))
+
+
+def clusters() -> Iterator[Finding]:
+    """Each cluster: pods, what owns them, and (as a hint, since it may be left out) what operators fetch."""
+    for cluster in Cluster.objects.filter(retired=False).order_by("name"):
+        yield (reached := _try(f"cluster {cluster.name}", partial(checks.check_cluster, cluster)))
+        if reached.ok:
+            yield _try(f"cluster {cluster.name}, owners of pods", partial(checks.check_owners, cluster))
+            fetched = _try(f"cluster {cluster.name}, fetched secrets", partial(checks.check_fetched, cluster))
+            yield Finding(fetched.what, True, hint=f"{fetched.cause}. {fetched.fix}" if not fetched.ok else "")
 
 
 def _try(what: str, check: Callable[[], None]) -> Finding:

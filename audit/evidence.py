@@ -12,6 +12,7 @@ from ipaddress import ip_address
 import msgspec
 from django.db import connection
 
+from leases.consumers import MOST, Fetched, Sync, consumers
 from leases.watch import NOTHING_PROVEN, proven
 
 # a pod's address can reach the API this long after the pod began to use it
@@ -27,6 +28,20 @@ class Candidate(msgspec.Struct, frozen=True, array_like=True):
     namespace: str
     name: str
     host_network: bool
+    service_account: str = ""
+    node: str = ""
+    # it fetches secrets for others
+    fetcher: bool = False
+
+
+class Living(msgspec.Struct, frozen=True, array_like=True):
+    """The pods of a service account that lived at that time: the first of them by name, and how many they are."""
+
+    names: tuple[str, ...] = ()
+    count: int = 0
+
+
+NOBODY = Living()
 
 
 class LoginSeen(msgspec.Struct, frozen=True, array_like=True):
@@ -47,7 +62,12 @@ class LoginSeen(msgspec.Struct, frozen=True, array_like=True):
 
 
 class Evidence(msgspec.Struct, frozen=True):
-    """All that the rule looks at. `candidates` fit address, service account and time at the read and at the login."""
+    """All that the rule looks at. `candidates` fit address, service account and time at the read and at the login.
+
+    `others`: pods of other service accounts that had the address at the read. `living`: pods of the service account at the
+    read, asked for where no candidate can be named; those of the node, where the address is a node's. `fetched`: the service
+    account, or who had the address, is known to fetch for others; then `syncs` are the resources that say for whom.
+    """
 
     login: LoginSeen | None
     cluster: str
@@ -64,6 +84,10 @@ class Evidence(msgspec.Struct, frozen=True):
     settled: bool = False
     # the address that took the credentials out of their wrapping, where they were wrapped
     unwrapped_from: str = ""
+    others: tuple[Candidate, ...] = ()
+    living: Living = NOBODY
+    fetched: bool = False
+    syncs: tuple[Sync, ...] = ()
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True):
@@ -94,7 +118,8 @@ class Account(msgspec.Struct, frozen=True):
 
 
 # What is asked about, and on which day: an address that has been reused for a year is read for the days in question only.
-Subject = tuple[Account, str, date]
+# A cluster and an address, or an account.
+Subject = tuple[int, str, date] | tuple[Account, str, date]
 
 
 class Trace(msgspec.Struct, frozen=True):
@@ -104,6 +129,11 @@ class Trace(msgspec.Struct, frozen=True):
     account: Account
     accessed_at: datetime
     source_ip: str
+
+    @property
+    def claimed(self) -> bool:
+        """The login itself names the pod."""
+        return bool(self.login.claimed_pod and self.login.claimed_pod_uid)
 
 
 class Asked(msgspec.Struct):
@@ -154,12 +184,26 @@ class Unplaced(msgspec.Struct, frozen=True, array_like=True):
 
 
 LEASES = msgspec.json.Decoder(list[tuple[Held, LoginSeen | None]])
+LIVING = msgspec.json.Decoder(list[tuple[int, Living]])
+ACCOUNTS = msgspec.json.Decoder(list[tuple[int, str, str]])
 ADDRESSES = msgspec.json.Decoder(list[tuple[int, Candidate, datetime, datetime | None]])
 UNPLACED = msgspec.json.Decoder(list[tuple[int, Unplaced]])
 
 
+class Placed(msgspec.Struct, frozen=True):
+    """Who had the addresses of a lease's read and login."""
+
+    candidates: tuple[Candidate, ...]
+    others: tuple[Candidate, ...]
+
+    @property
+    def node(self) -> str:
+        """The node whose address it is: a pod on the host network has it. Empty where it is no node's."""
+        return next((pod.node for pod in (*self.candidates, *self.others) if pod.host_network), "")
+
+
 def gather(keys: list[int], *, skew: timedelta) -> list[tuple[Held, Evidence]]:
-    """These leases by id, each with its evidence. Four queries at most, however many they are."""
+    """These leases by id, each with its evidence. Seven queries at most, however many they are."""
     found = leases_of(keys)
     traces = {lease.id: one for lease, login in found if (one := trace(lease, login))}
     # Before the pods: what a period proves was stored before it, so that no pod of then is missing from what is read next.
@@ -173,6 +217,30 @@ def gather(keys: list[int], *, skew: timedelta) -> list[tuple[Held, Evidence]]:
     # Before the addresses: a pod that gets its address in between is then seen twice rather than not at all.
     unplaced = unplaced_pods([one for key, one in traces.items() if key not in settled], skew=skew)
     addresses = addresses_of(traces.values(), skew=skew)
+    placed = {key: place(one, addresses, skew=skew) for key, one in traces.items()}
+    fetchers = fetching_accounts({one.account.cluster_id for one in traces.values()})
+    gapless = {
+        key
+        for key, one in traces.items()
+        if periods.get(one.account.cluster_id, NOTHING_PROVEN).gapless(
+            from_at=one.login.logged_in_at, to_at=one.accessed_at
+        )
+    }
+    fetched = {key for key, one in traces.items() if was_fetched(one, placed[key], fetchers, gapless=key in gapless)}
+    asked = [
+        Fetched(key, one.account.cluster_id, one.accessed_at - skew, one.accessed_at + skew + ADDRESS_LAG)
+        for key, one in traces.items()
+        if key in fetched
+    ]
+    syncs = consumers(asked)
+    living = living_pods(
+        {
+            key: (traces[key], found.node)
+            for key, found in placed.items()
+            if key not in fetched and not traces[key].claimed and (found.node or not found.candidates)
+        },
+        skew=skew,
+    )
 
     def evidence(lease: Held, login: LoginSeen | None) -> Evidence:
         one = traces.get(lease.id)
@@ -193,13 +261,17 @@ def gather(keys: list[int], *, skew: timedelta) -> list[tuple[Held, Evidence]]:
             login=login,
             cluster=one.login.cluster,
             address=lease.source_ip,
-            candidates=fitting(one, addresses, skew=skew),
-            gapless=watch.gapless(from_at=one.login.logged_in_at, to_at=one.accessed_at),
+            candidates=placed[lease.id].candidates,
+            gapless=lease.id in gapless,
             caught_up=watch.caught_up(at=one.accessed_at, skew=skew),
             skew_seconds=seconds,
             unplaced=just_started(one, unplaced, skew=skew) if late else (),
             settled=not late,
             unwrapped_from=lease.unwrapped_from,
+            others=placed[lease.id].others,
+            living=living.get(lease.id, NOBODY),
+            fetched=lease.id in fetched,
+            syncs=syncs.get(lease.id, ()),
         )
 
     seconds = skew.total_seconds()
@@ -252,27 +324,65 @@ def canonical(address: str) -> str:
     return "" if ip.version == 6 and ip.scope_id else str(ip)
 
 
-def fitting(one: Trace, addresses: dict[Subject, Addresses], *, skew: timedelta) -> tuple[Candidate, ...]:
-    """The pods that fit the read and the login, or all that fit either where none fits both."""
+def place(one: Trace, addresses: dict[Subject, Addresses], *, skew: timedelta) -> Placed:
+    """The pods of the service account that fit the read and the login, or all that fit either where none fits both."""
 
     def pods(address: str, at: datetime) -> tuple[Candidate, ...]:
-        known = addresses.get((one.account, canonical(address), at.date()))
+        known = addresses.get((one.account.cluster_id, canonical(address), at.date()))
         return known.at(at, skew=skew) if known else ()
 
-    at_read = pods(one.source_ip, one.accessed_at)
-    at_login = pods(one.login.address, one.login.logged_in_at)
+    def own(found: tuple[Candidate, ...]) -> tuple[Candidate, ...]:
+        return tuple(pod for pod in found if is_of(pod, one.account))
+
+    read_by = pods(one.source_ip, one.accessed_at)
+    at_read, at_login = own(read_by), own(pods(one.login.address, one.login.logged_in_at))
     both = tuple(pod for pod in at_read if pod in at_login)
     # a login from one pod and a read from another fit no single pod: name them all
-    return both or (tuple(dict.fromkeys(at_read + at_login)) if at_read and at_login else ())
+    candidates = both or (tuple(dict.fromkeys(at_read + at_login)) if at_read and at_login else ())
+    return Placed(candidates, tuple(pod for pod in read_by if not is_of(pod, one.account)))
+
+
+def is_of(pod: Candidate, account: Account) -> bool:
+    return (pod.namespace, pod.service_account) == (account.namespace, account.name)
+
+
+def was_fetched(one: Trace, placed: Placed, fetchers: set[Account], *, gapless: bool) -> bool:
+    """An operator logs in under its own service account or, with a token that it asked for, under another's from its address."""
+    if one.account in fetchers:
+        return True
+    if not gapless or placed.candidates or one.claimed:
+        return False
+    accounts = {Account(one.account.cluster_id, pod.namespace, pod.service_account) for pod in placed.others}
+    return bool(accounts) and accounts <= fetchers
+
+
+def fetching_accounts(clusters: Iterable[int]) -> set[Account]:
+    """Service accounts that fetch for others: those of operators' pods, and those that the configuration names."""
+    # pod_fetcher holds the few pods in question
+    query = """
+        SELECT json_agg(json_build_array(cluster_id, namespace, service_account))::text FROM (
+            SELECT cluster_id, namespace, service_account FROM leases_pod WHERE fetcher AND cluster_id = ANY(%(clusters)s)
+            UNION
+            SELECT cluster.id, split_part(account, '/', 1), split_part(account, '/', 2)
+            FROM leases_cluster cluster, jsonb_array_elements_text(cluster.fetchers) AS account
+            WHERE cluster.id = ANY(%(clusters)s)
+        ) AS found
+    """
+    if not (asked := list(clusters)):
+        return set()
+    with connection.cursor() as cursor:
+        cursor.execute(query, {"clusters": asked})
+        return {Account(*found) for found in ACCOUNTS.decode(cursor.fetchone()[0] or "[]")}
 
 
 def addresses_of(traces: Iterable[Trace], *, skew: timedelta) -> dict[Subject, Addresses]:
-    """Which pods of each service account had each address around the reads and logins."""
+    """Which pods of each cluster had each address around the reads and logins."""
     asked: dict[Subject, Asked] = {}
     for one in traces:
         for address, at in ((one.source_ip, one.accessed_at), (one.login.address, one.login.logged_in_at)):
             if ip := canonical(address):
-                ask(asked, (one.account, ip, at.date()), from_at=at - skew, to_at=at + skew)
+                subject = (one.account.cluster_id, ip, at.date())
+                ask(asked, subject, one.account, address=ip, from_at=at - skew, to_at=at + skew)
     if not asked:
         return {}
     # LATERAL with OFFSET: an index lookup for each question (pod_address_by_address, then leases_pod's primary key), never
@@ -280,13 +390,14 @@ def addresses_of(traces: Iterable[Trace], *, skew: timedelta) -> dict[Subject, A
     query = """
         SELECT json_agg(json_build_array(
             asked.place,
-            json_build_array(pod.uid, pod.namespace, pod.name, pod.host_network),
+            json_build_array(
+                pod.uid, pod.namespace, pod.name, pod.host_network, pod.service_account, pod.node, pod.fetcher
+            ),
             held.from_at,
             held.to_at
         ) ORDER BY held.from_at, held.id)::text
         FROM json_to_recordset(%s) AS asked (
-            place int, address inet, cluster_id bigint, namespace text, service_account text,
-            earliest timestamptz, latest timestamptz
+            place int, address inet, cluster_id bigint, earliest timestamptz, latest timestamptz
         )
         CROSS JOIN LATERAL (
             SELECT * FROM leases_podaddress WHERE address = asked.address
@@ -295,16 +406,58 @@ def addresses_of(traces: Iterable[Trace], *, skew: timedelta) -> dict[Subject, A
         ) AS held
         CROSS JOIN LATERAL (SELECT * FROM leases_pod WHERE id = held.pod_id OFFSET 0) AS pod
         WHERE pod.cluster_id = asked.cluster_id
-            AND pod.namespace = asked.namespace AND pod.service_account = asked.service_account
     """
     with connection.cursor() as cursor:
         cursor.execute(query, [questions(asked)])
         rows = ADDRESSES.decode(cursor.fetchone()[0] or "[]")
     subjects = list(asked)
     found: dict[Subject, Addresses] = {}
-    for place, pod, from_at, to_at in rows:
-        found.setdefault(subjects[place], Addresses()).add(pod, from_at=from_at, to_at=to_at or FOREVER)
+    for place_, pod, from_at, to_at in rows:
+        found.setdefault(subjects[place_], Addresses()).add(pod, from_at=from_at, to_at=to_at or FOREVER)
     return found
+
+
+def living_pods(traces: dict[int, tuple[Trace, str]], *, skew: timedelta) -> dict[int, Living]:
+    """By lease, the pods of its service account that lived at the read; those of one node where one is named."""
+    if not traces:
+        return {}
+    # pod_living: from those that had not ended by then on. One that is known to be over, but not since when, tells nothing.
+    query = """
+        SELECT json_agg(json_build_array(asked.key, json_build_array(found.names, found.count)))::text
+        FROM json_to_recordset(%(asked)s) AS asked (
+            key bigint, cluster_id bigint, namespace text, service_account text, node text,
+            earliest timestamptz, latest timestamptz
+        )
+        CROSS JOIN LATERAL (
+            SELECT json_agg(first.name ORDER BY first.started_at, first.id) AS names, max(first.count) AS count
+            FROM (
+                SELECT pod.id, pod.started_at, pod.namespace || '/' || pod.name AS name, count(*) OVER () AS count
+                FROM leases_pod pod
+                WHERE pod.cluster_id = asked.cluster_id
+                    AND pod.namespace = asked.namespace AND pod.service_account = asked.service_account
+                    AND coalesce(pod.ended_at, 'infinity') >= asked.earliest AND pod.started_at <= asked.latest
+                    AND (asked.node = '' OR pod.node = asked.node)
+                    AND (pod.ended_at IS NOT NULL OR pod.phase NOT IN ('Succeeded', 'Failed'))
+                ORDER BY pod.started_at, pod.id
+                LIMIT %(most)s
+            ) AS first
+        ) AS found
+        WHERE found.count > 0
+    """
+    asked = [
+        {
+            "key": key,
+            **msgspec.structs.asdict(one.account),
+            "service_account": one.account.name,
+            "node": node,
+            "earliest": one.accessed_at - skew,
+            "latest": one.accessed_at + skew,
+        }
+        for key, (one, node) in traces.items()
+    ]
+    with connection.cursor() as cursor:
+        cursor.execute(query, {"asked": msgspec.json.encode(asked).decode(), "most": MOST})
+        return dict(LIVING.decode(cursor.fetchone()[0] or "[]"))
 
 
 def unplaced_pods(traces: Iterable[Trace], *, skew: timedelta) -> dict[Subject, list[Unplaced]]:
@@ -312,7 +465,8 @@ def unplaced_pods(traces: Iterable[Trace], *, skew: timedelta) -> dict[Subject, 
     asked: dict[Subject, Asked] = {}
     for one in traces:
         at = one.accessed_at
-        ask(asked, (one.account, "", at.date()), from_at=at - max(ADDRESS_LAG, skew), to_at=at + skew)
+        subject = (one.account, "", at.date())
+        ask(asked, subject, one.account, from_at=at - max(ADDRESS_LAG, skew), to_at=at + skew)
     if not asked:
         return {}
     # pod_by_service_account serves each question, and the foreign key's index tells who has an address
@@ -353,11 +507,18 @@ def just_started(one: Trace, unplaced: dict[Subject, list[Unplaced]], *, skew: t
     return tuple(pod.name for pod in pods[begin:end] if (pod.ended_at or FOREVER) >= at - skew)
 
 
-def ask(asked: dict[Subject, Asked], subject: Subject, *, from_at: datetime, to_at: datetime) -> None:
+def ask(
+    asked: dict[Subject, Asked],
+    subject: Subject,
+    account: Account,
+    *,
+    address: str = "",
+    from_at: datetime,
+    to_at: datetime,
+) -> None:
     """Asks about this time, too."""
     known = asked.get(subject)
     if known is None:
-        account, address, _ = subject
         asked[subject] = Asked(len(asked), address, account.cluster_id, account.namespace, account.name, from_at, to_at)
     else:
         known.earliest = min(known.earliest, from_at)

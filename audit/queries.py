@@ -12,6 +12,7 @@ from django.db.models import Count, OuterRef, Q, Subquery, Sum
 from audit import glue, intern, polls, push
 from audit.batch import hour
 from audit.blocks import lines_of
+from audit.evidence import gather
 from audit.hours import HOUR, Hour, Period, hours, periods, unread_since
 from audit.models import (
     AttributionChange,
@@ -27,7 +28,8 @@ from audit.models import (
 )
 from audit.tables import line_digest
 from leases import health
-from leases.models import Lease, Vault
+from leases.consumers import Fetched, Sync, consumers
+from leases.models import Lease, Policy, Vault
 from leases.models.sources import SourceKind
 from leases.queries import Source, source, source_states
 from leases.queries import sources as other_sources
@@ -234,6 +236,17 @@ def rejected_bytes(rejected: RejectedLine) -> bytes | None:
 
 
 # --- one lease ---------------------------------------------------------------------------------------------------
+
+
+def consumers_of(lease: Lease, *, now: datetime) -> tuple[Sync, ...]:
+    """For whom an operator fetched it: resources, their Secrets and the pods that used those while the lease lived."""
+    skew = timedelta(seconds=Policy.current().clock_skew_seconds)
+    mount = lease.login.auth_mount if lease.login else None
+    if mount is None or lease.accessed_at is None or not any(one.fetched for _, one in gather([lease.pk], skew=skew)):
+        return ()
+    until = max(lease.ended_at or now, lease.accessed_at)
+    found = consumers([Fetched(lease.pk, mount.cluster_id, lease.accessed_at, until)])
+    return found.get(lease.pk, ())
 
 
 def lease_history(lease: Lease) -> list[AttributionChange]:

@@ -55,6 +55,19 @@ class LedgerCollector(Collector):
             ["kind", "name"],
             [([source.kind, source.name], int(source.ok)) for source in sources],
         )
+        watched = queries.watched_clusters()
+        yield _gauge(
+            "leasehold_cluster_watched_timestamp_seconds",
+            "Until when it is proven that no change of a pod was missed",
+            ["cluster"],
+            [([one.cluster.name], one.until.timestamp()) for one in watched if one.until],
+        )
+        yield _gauge(
+            "leasehold_cluster_unwatched_kinds",
+            "Kinds of objects (owners of pods, service accounts) that the cluster does not let us watch",
+            ["cluster"],
+            [([one.cluster.name], one.unwatched) for one in watched],
+        )
         yield from _house(now=self.now)
         yield from _heads()
         labelled = [

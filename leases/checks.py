@@ -1,8 +1,10 @@
 """Is a source usable? Each check returns, or raises an error that names the cause and the fix. Workers and doctor share them."""
 
-from leases import clients, databases
-from leases.kube import KubeDenied
-from leases.models import Cluster, Database, Vault
+from typing import Any
+
+from leases import clients, databases, kube
+from leases.kube import Kind, KubeClient, KubeDenied
+from leases.models import Cluster, Database, Pod, Vault
 from leases.vault import VaultClient, VaultDenied, VaultError
 
 
@@ -68,15 +70,39 @@ def check_cluster(cluster: Cluster) -> None:
     """Reachable, and pods may be listed and watched. Raises KubeError."""
     client = clients.kube(cluster)
     client.version()
-    for resource in ("pods", "serviceaccounts"):
-        for verb in ("list", "watch"):
-            if not client.can(verb, resource):
-                raise KubeDenied(
-                    f"The account may not {verb} {resource} in cluster {cluster.name}",
-                    "Apply deploy/kubernetes/rbac.yaml, which grants just that.",
-                    verb,
-                    resource,
-                )
+    _check_rules(cluster, client, [kube.PODS], without="no lease can be tied to a pod")
+
+
+def check_owners(cluster: Cluster) -> None:
+    """May what owns pods, and service accounts, be watched? Pods are without it. Raises KubeError."""
+    kinds = [kube.SERVICE_ACCOUNTS, kube.REPLICA_SETS, kube.JOBS]
+    without = "pods are named without their Deployment or CronJob, and an account made anew is not noticed"
+    _check_rules(cluster, clients.kube(cluster), kinds, without=without)
+
+
+def check_fetched(cluster: Cluster) -> None:
+    """Where operators fetch secrets for others: may their resources be watched? Raises KubeError."""
+    client = clients.kube(cluster)
+    kinds = [kube.VAULT_DYNAMIC_SECRETS, kube.EXTERNAL_SECRETS, kube.GENERATORS]
+    if Pod.objects.filter(cluster=cluster, fetcher=True, ended_at=None).exists():
+        _check_rules(cluster, client, kinds, without="who uses what the operators fetch from Vault is not told")
+
+
+def _check_rules(cluster: Cluster, client: KubeClient, kinds: list[Kind[Any]], *, without: str) -> None:
+    missing = [
+        (verb, kind.resource) for kind in kinds for verb in ("list", "watch") if not client.can(verb, kind.resource)
+    ]
+    if missing:
+        verbs: dict[str, list[str]] = {}
+        for verb, resource in missing:
+            verbs.setdefault(resource, []).append(verb)
+        what = "; ".join(f"{' and '.join(some)} {resource}" for resource, some in verbs.items())
+        rules = "; ".join(kube.rule(", ".join(some), resource) for resource, some in verbs.items())
+        raise KubeDenied(
+            f"The account may not {what} in cluster {cluster.name}: {without}",
+            f"Give its service account these rules: {rules} (`kubectl apply -f deploy/kubernetes/rbac.yaml` grants just that).",
+            *missing[0],
+        )
 
 
 def check_database(database: Database) -> None:

@@ -78,6 +78,7 @@ class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True):
     token: Reference
     ca_file: str = ""
     auth_mounts: list[AuthMountConfig] = []
+    fetchers: list[str] = []
 
 
 class DatabaseConfig(msgspec.Struct, forbid_unknown_fields=True):
@@ -166,6 +167,10 @@ def problems(configuration: Configuration) -> list[str]:
             databases.get(database.kind)
         except databases.UnknownKind as error:
             found.append(f"database {database.name}: {error}")
+    for cluster in configuration.clusters:
+        for account in cluster.fetchers:
+            if len([part for part in account.split("/") if part]) != 2 or account.count("/") != 1:
+                found.append(f"cluster {cluster.name}: fetchers has {account!r}; write NAMESPACE/SERVICEACCOUNT")
     found += unpushable(configuration)
     for vault in configuration.vaults:
         for name, login in [("observe", vault.observe), ("respond", vault.respond)]:
@@ -287,6 +292,7 @@ def apply(configuration: Configuration) -> None:
                 "address": cluster_config.address.rstrip("/"),
                 "ca_file": cluster_config.ca_file,
                 "token": msgspec.to_builtins(cluster_config.token),
+                "fetchers": sorted(set(cluster_config.fetchers)),
                 "retired": False,
             },
         )

@@ -23,9 +23,12 @@ from leases.models import (
     Database,
     Lease,
     LeaseState,
+    Pod,
     Revocation,
+    ServiceAccount,
     SourceState,
     Vault,
+    WatchedKind,
 )
 from leases.models.actions import OPEN_REVOCATION_STATES
 from leases.models.sources import SourceKind
@@ -86,7 +89,8 @@ def source(kind: SourceKind, name: str, state: SourceState | None, *, now: datet
             state.checked_at,
             state.since,
         )
-    return Source(kind, name, "ok", checked_at=state.checked_at, since=state.since)
+    # what it does not let us see, though it answers
+    return Source(kind, name, "ok", state.cause, state.fix, state.checked_at, state.since)
 
 
 def source_states() -> dict[tuple[str, str], SourceState]:
@@ -102,6 +106,23 @@ def vaults() -> list[Vault]:
 def clusters() -> list[Cluster]:
     """Clusters that are watched."""
     return list(Cluster.objects.filter(retired=False).order_by("name", "id"))
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """How far a cluster is watched: until when nothing of its pods can have been missed, and what is not watched at all."""
+
+    cluster: Cluster
+    until: datetime | None
+    unwatched: int
+
+
+def watched_clusters() -> list[Watched]:
+    """Of each cluster, in two queries."""
+    counts = WatchedKind.objects.exclude(cause="").order_by("cluster").values_list("cluster").annotate(n=Count("id"))
+    unwatched = dict(counts)
+    rows = Cluster.objects.filter(retired=False).annotate(until=Max("watch_periods__to_at")).order_by("name", "id")
+    return [Watched(row, row.until, unwatched.get(row.pk, 0)) for row in rows]
 
 
 def auth_mounts() -> list[AuthMount]:
@@ -284,6 +305,23 @@ def _matches(where: LeaseFilter) -> Q:
 
 def lease(pk: int) -> Lease | None:
     return Lease.objects.select_related("vault", "database", "login__auth_mount__cluster").filter(pk=pk).first()
+
+
+def pod_of(lease: Lease) -> Pod | None:
+    """The pod that holds it, where one is named and known."""
+    if not lease.pod_uid:
+        return None
+    return Pod.objects.filter(cluster__name=lease.cluster, uid=lease.pod_uid).first()
+
+
+def account_deleted_at(lease: Lease) -> datetime | None:
+    """When the service account that logged in was deleted. One made anew under its name is another one."""
+    uid = lease.login.metadata.get("service_account_uid") if lease.login else None
+    mount = lease.login.auth_mount if lease.login else None
+    if not uid or mount is None:
+        return None
+    accounts = ServiceAccount.objects.filter(cluster=mount.cluster_id, uid=uid)
+    return accounts.values_list("deleted_at", flat=True).first()
 
 
 def revocations_of(lease: Lease) -> list[Revocation]:

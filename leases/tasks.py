@@ -31,15 +31,16 @@ def watch_cluster(cluster_id: int) -> None:
         if not mine:
             return
         cluster = Cluster.objects.get(pk=cluster_id)
-        with health.asking(SourceKind.CLUSTER, cluster.name):
+        with health.asking(SourceKind.CLUSTER, cluster.name, vouches=False):
             watch.follow(cluster, seconds=TURN_SECONDS, on_change=lambda: pods_changed(cluster))
     if health.may_ask(SourceKind.CLUSTER, cluster.name, now=timezone.now()):
         watch_cluster.apply_async((cluster_id,), expires=3)
 
 
 def pods_changed(cluster: Cluster) -> None:
-    """After each proven stretch of a watch: the cluster answers."""
-    health.report_ok(SourceKind.CLUSTER, cluster.name, now=timezone.now())
+    """After each proven stretch of a watch: the cluster answers, though it may not show everything."""
+    cause, fix = watch.missing_rules(cluster)
+    health.report_ok(SourceKind.CLUSTER, cluster.name, now=timezone.now(), cause=cause, fix=fix)
 
 
 @shared_task

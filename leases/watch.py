@@ -1,120 +1,260 @@
-"""Pod history from a cluster's list and watch, and the stretches of time in which nothing can have been missed."""
+"""Follows a cluster: lists each kind of object, then watches all of them at once, and notes when nothing can have been missed.
+
+What a kind's objects become is in inventory.py. Pods are what attribution rests on: the rest may be denied or absent.
+"""
 
 import time
 from bisect import bisect_right
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
 
 from django.db import transaction
 from django.utils import timezone
 
-from leases import clients
-from leases.kube import KubeClient, KubeGone, PodSeen
-from leases.models import Cluster, Pod, PodAddress, WatchPeriod
+from leases import clients, inventory, kube
+from leases.inventory import Sight
+from leases.kube import Change, Kind, KubeClient, KubeDenied, KubeError, KubeGone, KubeNotServed
+from leases.models import Cluster, WatchedKind, WatchPeriod
 
 # A watch that the server ends by itself after this long proves that all before was delivered. Short, so that a new
 # lease is tied to its pod soon; the next watch goes on at the same resourceVersion, so nothing falls between two.
 # Less than 3 and a server sends no bookmark at the end, so that the version of a quiet cluster would grow too old.
 WINDOW_SECONDS = 3
+# a kind that is denied or not installed is asked for again after this long
+RETRY = timedelta(seconds=60)
 
 
-def follow(cluster: Cluster, *, seconds: float, on_change: Callable[[], None]) -> None:
-    """Watches for about `seconds`; calls `on_change` after each change and each proven stretch. Raises KubeError."""
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One kind of object, what is done with those that are seen, and with those that a whole list no longer has."""
+
+    kind: Kind[Any]
+    take: Callable[[Cluster, list[Sight[Any]]], None]
+    end_missing: Callable[[Cluster, Collection[str], datetime], None]
+    # an operator's own kind, which most clusters do not have
+    custom: bool = False
+    # served by some clusters under an older version only
+    unless: Kind[Any] | None = None
+
+    @property
+    def key(self) -> str:
+        return key_of(self.kind)
+
+
+def key_of(kind: Kind[Any]) -> str:
+    return f"{kind.resource} {kind.version}"
+
+
+PODS = Part(kube.PODS, inventory.take_pods, inventory.end_missing_pods)
+NEEDED = (
+    PODS,
+    Part(kube.SERVICE_ACCOUNTS, inventory.take_service_accounts, inventory.end_missing_service_accounts),
+    Part(kube.REPLICA_SETS, inventory.take_owners, inventory.forget_nothing),
+    Part(kube.JOBS, inventory.take_owners, inventory.forget_nothing),
+)
+CUSTOM = tuple(
+    Part(kind, inventory.take_syncs, partial(inventory.end_missing_syncs, name), custom=True, unless=unless)
+    for kind, name, unless in (
+        (kube.VAULT_DYNAMIC_SECRETS, "VaultDynamicSecret", None),
+        (kube.GENERATORS, "generator", None),
+        (kube.EXTERNAL_SECRETS, "ExternalSecret", None),
+        (kube.OLD_EXTERNAL_SECRETS, "ExternalSecret", kube.EXTERNAL_SECRETS),
+    )
+)
+
+
+def follow(cluster: Cluster, *, seconds: float, on_change: Callable[[], None], window: int = WINDOW_SECONDS) -> None:
+    """Watches for about `seconds`; calls `on_change` after each change and each proven stretch.
+
+    Raises KubeError where pods cannot be watched; what else is denied is noted and asked for again later.
+    """
     client = clients.kube(cluster)
     deadline = time.monotonic() + seconds
     while True:
-        if not cluster.resource_version:
-            list_all(cluster, client)
-            on_change()
-        began_at = timezone.now()
-        try:
-            for change in client.watch_pods(cluster.resource_version, seconds=WINDOW_SECONDS):
-                if change.pod is not None:
-                    apply(cluster, change.pod, gone=change.kind == "deleted", now=timezone.now())
-                    on_change()
-                cluster.resource_version = change.resource_version
-        except KubeGone:
-            # too old to go on: what happened in between is lost, so a new period begins with a new list
-            remember(cluster, "")
-            continue
-        extend(cluster, from_at=began_at, to_at=timezone.now())
+        states = {state.kind: state for state in WatchedKind.objects.filter(cluster=cluster)}
+        watched = [part for part in (*NEEDED, *CUSTOM) if listed(cluster, part, client, states)]
+        on_change()
+        watch_once(cluster, watched, client, on_change=on_change, window=window)
         on_change()
         if time.monotonic() >= deadline:
             return
 
 
+def listed(cluster: Cluster, part: Part, client: KubeClient, states: dict[str, WatchedKind]) -> bool:
+    """Whether there is a version to watch this kind from, which is got by a list where there is none."""
+    state = states.get(part.key)
+    if state and state.resource_version:
+        return True
+    if part is PODS:
+        list_all(cluster, client)
+        return True
+    if state and state.retry_at and state.retry_at > timezone.now():
+        return False
+    newer = states.get(key_of(part.unless)) if part.unless else None
+    if newer and newer.resource_version:
+        return False
+    try:
+        version = list_kind(cluster, part, client, now=timezone.now())
+    except KubeError as error:
+        set_aside(cluster, part, error)
+        return False
+    remember(cluster, part, version)
+    return True
+
+
+def missing_rules(cluster: Cluster) -> tuple[str, str]:
+    """What of a cluster is not watched and why, and how to mend it; empty where all is."""
+    states = list(WatchedKind.objects.filter(cluster=cluster).exclude(cause="").order_by("kind"))
+    causes, fixes = [state.cause for state in states], dict.fromkeys(state.fix for state in states)
+    return ". ".join(causes), " ".join(fixes)
+
+
 def list_all(cluster: Cluster, client: KubeClient) -> None:
     """Takes every pod as it is now; pods that are no longer there ended at some time since they were last known."""
     began_at = timezone.now()
-    listing = client.list_pods()
-    seen = []
-    for pod in listing:
-        apply(cluster, pod, gone=False, now=began_at)
-        seen.append(pod.uid)
+    version = list_kind(cluster, PODS, client, now=began_at)
     with transaction.atomic():
-        for row in Pod.objects.filter(cluster=cluster, ended_at=None).exclude(uid__in=seen):
-            end(row, at=began_at)
         WatchPeriod.objects.create(cluster=cluster, from_at=began_at, to_at=began_at)
-        remember(cluster, listing.resource_version)
+        remember(cluster, PODS, version)
 
 
-def remember(cluster: Cluster, resource_version: str) -> None:
-    cluster.resource_version = resource_version
-    Cluster.objects.filter(pk=cluster.pk).update(resource_version=resource_version)
+def list_kind(cluster: Cluster, part: Part, client: KubeClient, *, now: datetime) -> str:
+    """Takes every object of one kind, page by page; returns the version from which a watch misses nothing."""
+    listing = client.list(part.kind)
+    there = []
+    for page in listing.pages():
+        part.take(cluster, [Sight(seen, False, now) for seen in page])
+        there += [seen.uid for seen in page]
+    part.end_missing(cluster, there, now)
+    return listing.resource_version
+
+
+def set_aside(cluster: Cluster, part: Part, error: KubeError, *, version: str = "") -> None:
+    """One of the kinds that attribution can do without: why it is not watched now, and when it is asked for again.
+
+    An operator's kind is not missed where it is denied or unknown: most clusters have no such operator.
+    """
+    denied = isinstance(error, KubeDenied | KubeNotServed)
+    quiet = part.custom and denied
+    remember(
+        cluster,
+        part,
+        "" if denied else version,
+        cause="" if quiet else error.cause,
+        fix="" if quiet else error.fix,
+        retry=RETRY if denied else None,
+    )
+
+
+def remember(
+    cluster: Cluster, part: Part, version: str, *, cause: str = "", fix: str = "", retry: timedelta | None = None
+) -> None:
+    values = {"resource_version": version, "cause": cause, "fix": fix, "retry_at": retry and timezone.now() + retry}
+    WatchedKind.objects.update_or_create(cluster=cluster, kind=part.key, defaults=values)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How and when the watch of one part ended: in good order, or with an error."""
+
+    part: Part
+    at: datetime
+    error: Exception | None = None
+
+
+def watch_once(
+    cluster: Cluster, parts: list[Part], client: KubeClient, *, on_change: Callable[[], None], window: int
+) -> None:
+    """Watches these kinds at once, until the server has ended each watch. Raises KubeError for pods, and what is a fault."""
+    began_at = timezone.now()
+    versions = {state.kind: state.resource_version for state in WatchedKind.objects.filter(cluster=cluster)}
+    failed: Exception | None = None
+    for part, changes, end in arrivals(client, parts, versions, window):
+        if changes:
+            sights = [Sight(change.seen, change.kind == "deleted", at) for change, at in changes if change.seen]
+            part.take(cluster, sights)
+            versions[part.key] = changes[-1][0].resource_version
+            on_change()
+        if end is None:
+            continue
+        if end.error is None and part is PODS:
+            extend(cluster, from_at=began_at, to_at=end.at, version=versions[part.key])
+        elif end.error is None:
+            remember(cluster, part, versions[part.key])
+        elif isinstance(end.error, KubeGone):
+            # too old to go on: what happened in between is lost, so a new period begins with a new list
+            remember(cluster, part, "")
+        elif isinstance(end.error, KubeError) and part is not PODS:
+            set_aside(cluster, part, end.error, version=versions[part.key])
+        else:
+            if isinstance(end.error, KubeError):
+                # what was delivered is good, so the watch goes on behind it; only the proof is missing
+                remember(cluster, part, versions[part.key])
+            failed = end.error
+    if failed:
+        raise failed
+
+
+Arrival = tuple[Part, list[tuple[Change[Any], datetime]], End | None]
+
+
+def arrivals(client: KubeClient, parts: list[Part], versions: dict[str, str], window: int) -> Iterator[Arrival]:
+    """What the watches of these parts tell, as it comes, until all have ended; only reading is done beside.
+
+    Changes that came meanwhile are given together, each object once, so that a burst needs few statements.
+    """
+    told: SimpleQueue[tuple[Part, Change[Any], datetime] | End] = SimpleQueue()
+
+    def read(part: Part) -> None:
+        try:
+            for change in client.watch(part.kind, versions[part.key], seconds=window):
+                told.put((part, change, timezone.now()))
+        except Exception as error:
+            told.put(End(part, timezone.now(), error))
+        else:
+            told.put(End(part, timezone.now()))
+
+    with ThreadPoolExecutor(max_workers=len(parts)) as readers:
+        for part in parts:
+            readers.submit(read, part)
+        left = len(parts)
+        following = None
+        while left:
+            first = following or told.get()
+            following = None
+            if isinstance(first, End):
+                left -= 1
+                yield first.part, [], first
+                continue
+            part, *one = first
+            together, uids = [tuple(one)], {one[0].seen and one[0].seen.uid}
+            while not told.empty() and len(together) < kube.PAGE:
+                following = told.get()
+                if isinstance(following, End) or following[0] is not part:
+                    break
+                uid = following[1].seen and following[1].seen.uid
+                if uid in uids and uid is not None:
+                    break
+                uids.add(uid)
+                together.append((following[1], following[2]))
+                following = None
+            yield part, together, None
 
 
 @transaction.atomic
-def extend(cluster: Cluster, *, from_at: datetime, to_at: datetime) -> None:
+def extend(cluster: Cluster, *, from_at: datetime, to_at: datetime, version: str) -> None:
     """Stretches the running period to `to_at`, the moment at which the server ended the watch in good order."""
-    remember(cluster, cluster.resource_version)
+    remember(cluster, PODS, version)
     running = WatchPeriod.objects.filter(cluster=cluster).order_by("-to_at", "-id").first()
     if running is None:
         WatchPeriod.objects.create(cluster=cluster, from_at=from_at, to_at=to_at)
     else:
         WatchPeriod.objects.filter(pk=running.pk).update(to_at=max(to_at, running.to_at))
-
-
-@transaction.atomic
-def apply(cluster: Cluster, pod: PodSeen, *, gone: bool, now: datetime) -> None:
-    """Brings one pod's row and its addresses up to what was seen. Safe to run twice with the same."""
-    started_at = pod.started_at or pod.created_at
-    seen = {
-        "namespace": pod.namespace,
-        "name": pod.name,
-        "service_account": pod.service_account,
-        "node": pod.node,
-        "host_network": pod.host_network,
-        "phase": pod.phase,
-        "owner_kind": pod.owner_kind,
-        "owner_name": pod.owner_name,
-        "annotations": pod.annotations,
-    }
-    row, _ = Pod.objects.update_or_create(
-        cluster=cluster, uid=pod.uid, defaults=seen, create_defaults={**seen, "started_at": started_at}
-    )
-    held = {address.address: address for address in row.addresses.filter(to_at=None)}
-    if not gone and pod.phase not in {"Succeeded", "Failed"}:
-        first = not row.addresses.exists()
-        for address in set(pod.addresses) - set(held):
-            # Kubernetes does not say since when; the first address came with the pod's start, a later one just now
-            PodAddress.objects.create(pod=row, address=address, from_at=started_at if first else now)
-        for address in set(held) - set(pod.addresses):
-            _close(held[address], at=now)
-    if gone or pod.phase in {"Succeeded", "Failed"}:
-        end(row, at=now)
-
-
-def end(row: Pod, *, at: datetime) -> None:
-    """The pod is gone: its addresses are free from now on."""
-    for address in row.addresses.filter(to_at=None):
-        _close(address, at=at)
-    Pod.objects.filter(pk=row.pk, ended_at=None).update(ended_at=at)
-
-
-def _close(address: PodAddress, *, at: datetime) -> None:
-    address.to_at = max(at, address.from_at)
-    address.save(update_fields=["to_at"])
 
 
 @dataclass(frozen=True, slots=True)

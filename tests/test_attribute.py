@@ -19,8 +19,9 @@ from django.utils import timezone
 
 from audit import attribute, tasks
 from audit.attribute import Decision, decide
-from audit.evidence import ADDRESS_LAG, Candidate, Evidence, LoginSeen, gather
+from audit.evidence import ADDRESS_LAG, NOBODY, Candidate, Evidence, Living, LoginSeen, gather
 from audit.models import AttributionChange
+from leases.consumers import MOST
 from leases.models import AuthMount, Certainty, Cluster, Lease, Login, Pod, PodAddress, Vault, WatchPeriod
 
 pytestmark = pytest.mark.django_db
@@ -43,22 +44,68 @@ def evidence_one_by_one(lease: Lease, *, skew: timedelta) -> Evidence:
     if login is None or mount is None or lease.accessed_at is None:
         cluster = mount.cluster.name if mount else ""
         return Evidence(seen(login), cluster, lease.source_ip, (), False, False, skew.total_seconds())
-    at_read = candidates(mount.cluster_id, login, lease.source_ip, at=lease.accessed_at, skew=skew)
-    at_login = candidates(mount.cluster_id, login, login.address, at=login.logged_in_at, skew=skew)
+    cluster_id, at = mount.cluster_id, lease.accessed_at
+    read_by = candidates(cluster_id, lease.source_ip, at=at, skew=skew)
+    at_read = of_account(read_by, login)
+    at_login = of_account(candidates(cluster_id, login.address, at=login.logged_in_at, skew=skew), login)
     both = tuple(pod for pod in at_read if pod in at_login)
     fitting = both or (tuple(dict.fromkeys(at_read + at_login)) if at_read and at_login else ())
-    settled = caught_up(mount.cluster_id, at=lease.accessed_at, skew=skew + ADDRESS_LAG)
+    others = tuple(pod for pod in read_by if pod not in at_read)
+    settled = caught_up(cluster_id, at=at, skew=skew + ADDRESS_LAG)
+    proven = gapless(cluster_id, from_at=login.logged_in_at, to_at=at)
+    claimed = bool(login.claimed_pod and login.claimed_pod_uid)
+    fetched = fetches(cluster_id, login.service_account_namespace, login.service_account) or (
+        proven
+        and not claimed
+        and not fitting
+        and bool(others)
+        and all(fetches(cluster_id, pod.namespace, pod.service_account) for pod in others)
+    )
+    node = next((pod.node for pod in fitting + others if pod.host_network), "")
     return Evidence(
         login=seen(login),
         cluster=mount.cluster.name,
         address=lease.source_ip,
         candidates=fitting,
-        gapless=gapless(mount.cluster_id, from_at=login.logged_in_at, to_at=lease.accessed_at),
-        caught_up=caught_up(mount.cluster_id, at=lease.accessed_at, skew=skew),
+        gapless=proven,
+        caught_up=caught_up(cluster_id, at=at, skew=skew),
         skew_seconds=skew.total_seconds(),
-        unplaced=() if settled else unplaced(mount.cluster_id, login, at=lease.accessed_at, skew=skew),
+        unplaced=() if settled else unplaced(cluster_id, login, at=at, skew=skew),
         settled=settled,
+        others=others,
+        living=NOBODY
+        if fetched or claimed or (fitting and not node)
+        else living(cluster_id, login, node, at=at, skew=skew),
+        fetched=fetched,
     )
+
+
+def of_account(found: tuple[Candidate, ...], login: Login) -> tuple[Candidate, ...]:
+    account = (login.service_account_namespace, login.service_account)
+    return tuple(pod for pod in found if (pod.namespace, pod.service_account) == account)
+
+
+def fetches(cluster_id: int, namespace: str, account: str) -> bool:
+    if f"{namespace}/{account}" in Cluster.objects.get(pk=cluster_id).fetchers:
+        return True
+    return Pod.objects.filter(cluster=cluster_id, namespace=namespace, service_account=account, fetcher=True).exists()
+
+
+def living(cluster_id: int, login: Login, node: str, *, at: datetime, skew: timedelta) -> Living:
+    pods = (
+        Pod.objects.filter(
+            cluster=cluster_id,
+            namespace=login.service_account_namespace,
+            service_account=login.service_account,
+            started_at__lte=at + skew,
+        )
+        .exclude(ended_at__lt=at - skew)
+        .exclude(ended_at=None, phase__in=["Succeeded", "Failed"])
+    )
+    if node:
+        pods = pods.filter(node=node)
+    names = tuple(f"{pod.namespace}/{pod.name}" for pod in pods.order_by("started_at", "id"))
+    return Living(names[:MOST], len(names))
 
 
 def seen(login: Login | None) -> LoginSeen | None:
@@ -86,25 +133,23 @@ def unplaced(cluster_id: int, login: Login, *, at: datetime, skew: timedelta) ->
     )
 
 
-def candidates(cluster_id: int, login: Login, address: str, *, at: datetime, skew: timedelta) -> tuple[Candidate, ...]:
+def candidates(cluster_id: int, address: str, *, at: datetime, skew: timedelta) -> tuple[Candidate, ...]:
     try:
         ip = str(ip_address(address))
     except ValueError:
         return ()
     rows = (
-        PodAddress.objects.filter(
-            address=ip,
-            pod__cluster=cluster_id,
-            pod__namespace=login.service_account_namespace,
-            pod__service_account=login.service_account,
-            from_at__lte=at + skew,
-        )
+        PodAddress.objects.filter(address=ip, pod__cluster=cluster_id, from_at__lte=at + skew)
         .exclude(to_at__lt=at - skew)
         .select_related("pod")
         .order_by("from_at", "id")
     )
     pods: dict[str, Pod] = {row.pod.uid: row.pod for row in rows}
-    return tuple(Candidate(pod.uid, pod.namespace, pod.name, pod.host_network) for pod in pods.values())
+    return tuple(candidate(pod) for pod in pods.values())
+
+
+def candidate(pod: Pod) -> Candidate:
+    return Candidate(pod.uid, pod.namespace, pod.name, pod.host_network, pod.service_account, pod.node, pod.fetcher)
 
 
 def gapless(cluster_id: int, *, from_at: datetime, to_at: datetime) -> bool:
@@ -145,7 +190,8 @@ def random_world(seed: int, *, leases: int = 60) -> list[Lease]:
     vault = Vault.objects.create(name=f"v{dice.random()}")
     mounts: list[AuthMount | None] = [None]
     for number in range(2):
-        cluster = Cluster.objects.create(name=f"c{number}-{dice.random()}")
+        fetchers = ["bank/job"] if dice.random() < 0.2 else []
+        cluster = Cluster.objects.create(name=f"c{number}-{dice.random()}", fetchers=fetchers)
         mounts.append(AuthMount.objects.create(vault=vault, cluster=cluster, path=f"kubernetes-{number}"))
         for _ in range(dice.choice([0, 1, 1, 3])):
             start = moment(dice) - timedelta(seconds=dice.choice([0, 60, 600]))
@@ -161,6 +207,8 @@ def random_world(seed: int, *, leases: int = 60) -> list[Lease]:
                 service_account=dice.choice(["web", "web", "web", "job"]),
                 node=dice.choice(["n1", "n1", ""]),
                 host_network=dice.random() < 0.2,
+                phase=dice.choice(["Running", "Running", "Succeeded"]),
+                fetcher=dice.random() < 0.02,
                 started_at=start,
                 ended_at=end_after(start, dice),
             )
@@ -266,7 +314,12 @@ def test_the_random_worlds_hold_every_kind_of_evidence() -> None:
             kinds["not caught up"] += known and not one.caught_up
             kinds["settled"] += known and one.settled
             kinds["IPv6"] += known and ":" in one.address
-    assert len(kinds) == len(Certainty) + 8
+            kinds["nobody's address"] += not known and one.gapless and one.living.count > 0
+            kinds["another's address"] += not known and bool(one.others)
+            kinds["pods of a node"] += one.living.count > 0 and known
+            kinds["fetched"] += one.fetched
+            kinds["fetched, by address"] += one.fetched and not known and bool(one.others)
+    assert len(kinds) == len(Certainty) + 13
     assert min(kinds.values()) >= 3, kinds
 
 
@@ -345,8 +398,8 @@ def test_the_number_of_queries_is_the_same_for_one_lease_and_for_five_hundred(sc
     # the watch has not come far enough, so that starting pods are looked for, too
     WatchPeriod.objects.update(to_at=BEGIN + timedelta(seconds=10))
     counts = {count: len(queries(many(scene, count))) for count in (1, 50, 500)}
-    # policy, leases, watch periods, starting pods, addresses; one more writes all down
-    assert counts == {1: 6, 50: 6, 500: 6}
+    # policy, leases, watch periods, starting pods, addresses, who fetches for others; one more writes all down
+    assert counts == {1: 7, 50: 7, 500: 7}
     assert AttributionChange.objects.count() == 551
 
 
@@ -438,6 +491,7 @@ def test_a_turn_does_not_wait_for_a_lease_that_is_being_changed_but_leaves_it_to
 
 def test_the_end_of_waiting_alone_is_no_change_of_a_leases_history(scene: Scene) -> None:
     PodAddress.objects.all().delete()
+    WatchPeriod.objects.update(to_at=BEGIN + timedelta(seconds=10))
     key = many(scene, 1)[0]
     assert attribute.attribute([key], now=BEGIN) == 1
     assert Lease.objects.get().attribution_open

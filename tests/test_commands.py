@@ -11,7 +11,7 @@ from django.core.management import CommandError, call_command
 
 from audit.models import Stream
 from leases.configuration import ConfigurationError, load
-from leases.models import AuthMount, Certainty, Lease, Vault
+from leases.models import AuthMount, Certainty, Lease, Pod, Vault
 from tests.world import World
 
 pytestmark = pytest.mark.django_db
@@ -132,6 +132,34 @@ def test_kubectls_own_output_is_taken(tmp_path: Path) -> None:
         run("import_pods", tmp_path / "pods.json", cluster="c", auth_mount="kubernetes", vault="v", json=True)
     )
     assert (result["pods"], result["new"]) == (1, 1)
+
+
+def test_kubectls_output_with_owners_names_the_workloads_whatever_comes_first(tmp_path: Path) -> None:
+    def item(kind: str, name: str, owner: dict[str, Any] | None, **parts: Any) -> dict[str, Any]:
+        metadata = {"name": name, "namespace": "shop", "uid": f"u-{name}", "creationTimestamp": "2026-11-20T09:00:00Z"}
+        if owner:
+            metadata["ownerReferences"] = [{**owner, "controller": True}]  # type: ignore[assignment]
+        return {"kind": kind, "metadata": metadata, **parts}
+
+    environment = [{"secretRef": {"name": "web-db"}}]
+    running = {"podIPs": [{"ip": "10.1.2.3"}], "startTime": "2026-11-20T09:00:01Z", "phase": "Running"}
+    owner = {"kind": "ReplicaSet", "name": "web-5b7", "uid": "u-web-5b7"}
+    pod = item("Pod", "web-1", owner, spec={"serviceAccountName": "web", "containers": [{"envFrom": environment}]})
+    pod["status"] = running
+    pod["metadata"]["labels"] = {"app.kubernetes.io/name": "external-secrets"}
+    deployment = {"kind": "Deployment", "name": "web", "uid": "u-web"}
+    items = [pod, item("ReplicaSet", "web-5b7", deployment, spec={}), item("Service", "web", None)]
+    (tmp_path / "pods.json").write_text(json.dumps({"kind": "List", "items": items}))
+    run("import_pods", tmp_path / "pods.json", cluster="c", auth_mount="kubernetes", vault="v")
+    known = Pod.objects.get()
+    assert (known.owner_kind, known.owner_name) == ("ReplicaSet", "web-5b7")
+    assert (known.workload_kind, known.workload_name) == ("Deployment", "web")
+    assert (known.fetcher, known.secrets, known.phase) == (True, ["web-db"], "Running")
+    # rows that tell less take nothing away
+    rows = pods(tmp_path / "pods.ndjson").read_text().replace('"u-1"', '"u-web-1"')
+    (tmp_path / "pods.ndjson").write_text(rows)
+    run("import_pods", tmp_path / "pods.ndjson", cluster="c", auth_mount="kubernetes", vault="v")
+    assert Pod.objects.get().workload_name == "web"
 
 
 @pytest.mark.parametrize("finished", [None, "2026-11-20T09:30:00Z"])

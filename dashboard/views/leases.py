@@ -44,6 +44,9 @@ def detail(request: PageRequest, pk: int) -> HttpResponse:
         "lease": lease,
         "history": audit.queries.lease_history(lease),
         "events": audit.queries.lease_events(lease, now=timezone.now()),
+        "pod": queries.pod_of(lease),
+        "account_deleted_at": queries.account_deleted_at(lease),
+        "syncs": audit.queries.consumers_of(lease, now=timezone.now()),
         "revocations": revocations,
         "running": next((row for row in revocations if row.open), None),
     }

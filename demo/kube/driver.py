@@ -68,15 +68,25 @@ def create_node(api: client.ApiClient, name: str) -> None:
         _only(409, error)
 
 
-def create_owner(api: client.ApiClient, kind: str, namespace: str, name: str) -> Owner:
-    """Make a ReplicaSet or a Job that pods can name as their owner; no controller acts on it."""
+def delete_service_account(api: client.ApiClient, namespace: str, name: str) -> None:
+    """Delete a service account."""
+    client.CoreV1Api(api).delete_namespaced_service_account(
+        name, namespace, _preload_content=False, _request_timeout=_TIMEOUT
+    )
+
+
+def create_owner(api: client.ApiClient, kind: str, namespace: str, name: str, *, owner: Owner | None = None) -> Owner:
+    """Make a ReplicaSet or a Job that pods can name as their owner; no controller acts on it.
+
+    `owner`: what controls it in turn, such as a Deployment, which need not be there.
+    """
     labels = {"app": name}
     policy = "Never" if kind == "Job" else "Always"
     template = client.V1PodTemplateSpec(
         metadata=client.V1ObjectMeta(labels=labels),
         spec=client.V1PodSpec(containers=[_container()], restart_policy=policy),
     )
-    metadata = client.V1ObjectMeta(name=name)
+    metadata = client.V1ObjectMeta(name=name, owner_references=_references(owner))
     made: Any
     if kind == "ReplicaSet":
         spec = client.V1ReplicaSetSpec(selector=client.V1LabelSelector(match_labels=labels), template=template)
@@ -99,22 +109,24 @@ def create_pod(
     owner: Owner | None = None,
     host_network: bool = False,
     annotations: Mapping[str, str] | None = None,
+    labels: Mapping[str, str] | None = None,
+    secret: str | None = None,
 ) -> str:
-    """Make a pod, already placed on `node` (made if missing), and with `ip` let it run at once; gives its uid."""
+    """Make a pod, already placed on `node` (made if missing), and with `ip` let it run at once; gives its uid.
+
+    `secret`: the Secret that its container takes its environment from; it need not be there.
+    """
     if node:
         create_node(api, node)
-    references = None
-    if owner:
-        reference = client.V1OwnerReference(
-            api_version=owner.api_version, kind=owner.kind, name=owner.name, uid=owner.uid, controller=True
-        )
-        references = [reference]
     body = client.V1Pod(
         metadata=client.V1ObjectMeta(
-            name=name, annotations=dict(annotations) if annotations else None, owner_references=references
+            name=name,
+            annotations=dict(annotations) if annotations else None,
+            labels=dict(labels) if labels else None,
+            owner_references=_references(owner),
         ),
         spec=client.V1PodSpec(
-            containers=[_container()],
+            containers=[_container(secret)],
             service_account_name=service_account,
             node_name=node,
             host_network=host_network or None,
@@ -124,6 +136,81 @@ def create_pod(
     if ip:
         set_pod_running(api, namespace, name, ips=[ip])
     return str(made.metadata.uid)
+
+
+def delete_owner(api: client.ApiClient, owner: Owner, namespace: str) -> None:
+    """Delete a ReplicaSet or a Job; no garbage collector runs, so its pods stay."""
+    options: dict[str, Any] = {"_preload_content": False, "_request_timeout": _TIMEOUT}
+    if owner.kind == "ReplicaSet":
+        client.AppsV1Api(api).delete_namespaced_replica_set(owner.name, namespace, **options)
+    else:
+        client.BatchV1Api(api).delete_namespaced_job(owner.name, namespace, **options)
+
+
+def define(api: client.ApiClient, group: str, version: str, kind: str) -> None:
+    """Install a CustomResourceDefinition that takes any content, if it isn't there."""
+    plural = f"{kind.lower()}s"
+    schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
+    body = {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{plural}.{group}"},
+        "spec": {
+            "group": group,
+            "scope": "Namespaced",
+            "names": {"plural": plural, "singular": kind.lower(), "kind": kind, "listKind": f"{kind}List"},
+            "versions": [
+                {
+                    "name": version,
+                    "served": True,
+                    "storage": True,
+                    "schema": {"openAPIV3Schema": schema},
+                    "subresources": {"status": {}},
+                }
+            ],
+        },
+    }
+    try:
+        client.ApiextensionsV1Api(api).create_custom_resource_definition(
+            body, _preload_content=False, _request_timeout=_TIMEOUT
+        )
+    except client.ApiException as error:
+        _only(409, error)
+
+
+def create_custom(
+    api: client.ApiClient,
+    group: str,
+    version: str,
+    kind: str,
+    namespace: str,
+    name: str,
+    spec: Mapping[str, Any],
+    *,
+    status: Mapping[str, Any] | None = None,
+) -> None:
+    """Make an object of a kind that was define()d, with its status where that is given."""
+    custom, plural = client.CustomObjectsApi(api), f"{kind.lower()}s"
+    body = {"apiVersion": f"{group}/{version}", "kind": kind, "metadata": {"name": name}, "spec": dict(spec)}
+    custom.create_namespaced_custom_object(group, version, namespace, plural, body, _request_timeout=_TIMEOUT)
+    if status is not None:
+        set_custom_status(api, group, version, kind, namespace, name, status)
+
+
+def set_custom_status(
+    api: client.ApiClient, group: str, version: str, kind: str, namespace: str, name: str, status: Mapping[str, Any]
+) -> None:
+    """Merge into the status of an object that create_custom() made."""
+    client.CustomObjectsApi(api).patch_namespaced_custom_object_status(
+        group,
+        version,
+        namespace,
+        f"{kind.lower()}s",
+        name,
+        {"status": dict(status)},
+        _content_type="application/merge-patch+json",
+        _request_timeout=_TIMEOUT,
+    )
 
 
 def set_pod_running(
@@ -196,13 +283,25 @@ def grant_reader(api: client.ApiClient, namespace: str, service_account: str) ->
         client.V1PolicyRule(api_groups=rule["apiGroups"], resources=rule["resources"], verbs=rule["verbs"])
         for rule in role["rules"]
     ]
-    name = role["metadata"]["name"]
+    _create_role(api, role["metadata"]["name"], rules)
+    _bind(api, role["metadata"]["name"], namespace, service_account)
+
+
+def grant(
+    api: client.ApiClient, role: str, rules: Iterable[tuple[str, list[str]]], namespace: str, service_account: str
+) -> None:
+    """Let a service account list and watch these resources of these groups, under a role of its own."""
+    wanted = [client.V1PolicyRule(api_groups=[group], resources=some, verbs=["list", "watch"]) for group, some in rules]
+    _create_role(api, role, wanted)
+    _bind(api, role, namespace, service_account)
+
+
+def _create_role(api: client.ApiClient, name: str, rules: list[client.V1PolicyRule]) -> None:
     body = client.V1ClusterRole(metadata=client.V1ObjectMeta(name=name), rules=rules)
     try:
         client.RbacAuthorizationV1Api(api).create_cluster_role(body, _request_timeout=_TIMEOUT)
     except client.ApiException as error:
         _only(409, error)
-    _bind(api, name, namespace, service_account)
 
 
 def grant_token_reviewer(api: client.ApiClient, namespace: str, service_account: str) -> None:
@@ -222,8 +321,19 @@ def _bind(api: client.ApiClient, role: str, namespace: str, service_account: str
         _only(409, error)
 
 
-def _container() -> client.V1Container:
-    return client.V1Container(name="app", image="registry.invalid/app:1")
+def _container(secret: str | None = None) -> client.V1Container:
+    source = client.V1EnvFromSource(secret_ref=client.V1SecretEnvSource(name=secret)) if secret else None
+    return client.V1Container(name="app", image="registry.invalid/app:1", env_from=[source] if source else None)
+
+
+def _references(owner: Owner | None) -> list[client.V1OwnerReference] | None:
+    if owner is None:
+        return None
+    return [
+        client.V1OwnerReference(
+            api_version=owner.api_version, kind=owner.kind, name=owner.name, uid=owner.uid, controller=True
+        )
+    ]
 
 
 def _only(status: int, error: client.ApiException) -> None:

@@ -16,6 +16,10 @@ JOBS = Resource("batch", "v1", "jobs", "Job", True)
 CLUSTER_ROLES = Resource("rbac.authorization.k8s.io", "v1", "clusterroles", "ClusterRole", False)
 CLUSTER_ROLE_BINDINGS = Resource("rbac.authorization.k8s.io", "v1", "clusterrolebindings", "ClusterRoleBinding", False)
 
+CUSTOM_RESOURCE_DEFINITIONS = Resource(
+    "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", False
+)
+
 ALL = (
     NAMESPACES,
     NODES,
@@ -26,10 +30,18 @@ ALL = (
     JOBS,
     CLUSTER_ROLES,
     CLUSTER_ROLE_BINDINGS,
+    CUSTOM_RESOURCE_DEFINITIONS,
 )
 
 _NAME = re.compile(r"[a-z0-9]([-a-z0-9.]*[a-z0-9])?")
 _RBAC_NAME = re.compile(r"[^/%]+")  # path segments: system:auth-delegator
+
+
+def defined_by(definition: Json) -> Resource:
+    """The resource that a CustomResourceDefinition brings; the stand-in serves only the first of its versions."""
+    spec = definition["spec"]
+    names, version = spec["names"], spec["versions"][0]["name"]
+    return Resource(spec["group"], version, names["plural"], names["kind"], spec["scope"] == "Namespaced")
 
 
 def prepare(resource: Resource, body: Json) -> None:
@@ -47,6 +59,8 @@ def prepare(resource: Resource, body: Json) -> None:
     elif resource in (NODES, REPLICA_SETS, JOBS):
         body.setdefault("spec", {})
         body["status"] = {"replicas": 0} if resource == REPLICA_SETS else {}
+    elif resource not in ALL:
+        body.pop("status", None)  # it has a subresource of its own
 
 
 def _prepare_pod(body: Json, name: str) -> None:

@@ -30,7 +30,6 @@ VERSION = {
 _LONGEST_WATCH = 1800
 _BOOKMARK_SECONDS = 60
 _BOOKMARK_BEFORE_END = 2
-_SERVED = {(resource.group, resource.version, resource.plural): resource for resource in resources.ALL}
 _REVIEWS = {
     ("authentication.k8s.io", "v1", "tokenreviews"),
     ("authorization.k8s.io", "v1", "subjectaccessreviews"),
@@ -48,11 +47,6 @@ class Target(NamedTuple):
     namespace: str
     name: str
     subresource: str
-
-    @property
-    def resource(self) -> Resource | None:
-        """None for the reviews, which are created but never stored, and for what isn't served."""
-        return _SERVED.get((self.group, self.version, self.plural))
 
 
 class Server:
@@ -78,8 +72,10 @@ class Server:
             if target is None:
                 return self._answer_path(request, user)
             attempt = _attempt(request, target)
-            self._authorise(user, attempt, target.resource)
-            return await self._answer_resource(request, user, target, attempt)
+            # None for the reviews, which are created but never stored, and for what isn't served
+            resource = self.store.served(target.group, target.version, target.plural)
+            self._authorise(user, attempt, resource)
+            return await self._answer_resource(request, user, target, attempt, resource)
         except ApiError as error:
             return _json(error.body(), error.code)
 
@@ -126,9 +122,9 @@ class Server:
         raise status.no_such_path()
 
     async def _answer_resource(
-        self, request: web.Request, user: User, target: Target, attempt: Attempt
+        self, request: web.Request, user: User, target: Target, attempt: Attempt, resource: Resource | None
     ) -> web.StreamResponse:
-        resource, verb = target.resource, attempt.verb
+        verb = attempt.verb
         if (target.group, target.version, target.plural) in _REVIEWS and verb == "create":
             return _json(self._review(target.plural, user, await _body(request)), 201)
         if resource is None or (target.namespace and not resource.namespaced):
@@ -148,7 +144,10 @@ class Server:
         if verb == "create" and not target.name:
             if resource.namespaced and not target.namespace:
                 raise ApiError(405, "MethodNotAllowed", "the server does not allow this method on the resource")
-            return _raw(objects.create(self.store, resource, target.namespace, body), 201)
+            made = objects.create(self.store, resource, target.namespace, body)
+            if resource == resources.CUSTOM_RESOURCE_DEFINITIONS:
+                self.store.serve(body)
+            return _raw(made, 201)
         if verb == "delete":
             if "gracePeriodSeconds" in request.query:
                 body["gracePeriodSeconds"] = int(request.query["gracePeriodSeconds"])
@@ -189,13 +188,18 @@ class Server:
         if page.following:
             metadata |= {"continue": page.following, "remainingItemCount": page.remaining}
         head = {"kind": f"{resource.kind}List", "apiVersion": resource.api_version, "metadata": metadata}
-        return _raw(msgspec.json.encode(head)[:-1] + b',"items":[' + b",".join(page.items) + b"]}")
+        items = page.items
+        if _metadata_only(request):
+            head |= {"kind": "PartialObjectMetadataList", "apiVersion": "meta.k8s.io/v1"}
+            items = [_partial(item) for item in items]
+        return _raw(msgspec.json.encode(head)[:-1] + b',"items":[' + b",".join(items) + b"]}")
 
     async def _watch(self, request: web.Request, resource: Resource, namespace: str) -> web.StreamResponse:
         """https://kubernetes.io/docs/reference/using-api/api-concepts/#efficient-detection-of-changes."""
         since = _number(request, "resourceVersion") or None
         seconds = _number(request, "timeoutSeconds") or _LONGEST_WATCH
         bookmarks = request.query.get("allowWatchBookmarks") in ("1", "true")
+        shown = _partial if _metadata_only(request) else bytes
         try:
             earlier, watcher = self.store.watch(resource, namespace, since)
         except ApiError as error:
@@ -208,7 +212,7 @@ class Server:
         try:
             await stream.prepare(request)
             for change in earlier:
-                await stream.write(_event(change.kind, change.encoded))
+                await stream.write(_event(change.kind, shown(change.encoded)))
             while (left := ends_at - time.monotonic()) > 0:
                 before_end = left - _BOOKMARK_BEFORE_END
                 wait = min(_BOOKMARK_SECONDS, before_end) if bookmarks and before_end > 0 else left
@@ -221,7 +225,7 @@ class Server:
                     continue
                 if following is None:
                     break
-                await stream.write(_event(following.kind, following.encoded))
+                await stream.write(_event(following.kind, shown(following.encoded)))
             await stream.write_eof()
         except ConnectionError:
             pass  # the watcher went away
@@ -301,6 +305,16 @@ def _number(request: web.Request, name: str) -> int | None:
     if not text.isdigit():
         raise status.bad_request(f'Invalid value: "{text}": {name} must be a number')
     return int(text)
+
+
+def _metadata_only(request: web.Request) -> bool:
+    """https://kubernetes.io/docs/reference/using-api/api-concepts/#metadata-only-fetches."""
+    return "as=PartialObjectMetadata" in request.headers.get("Accept", "")
+
+
+def _partial(encoded: bytes) -> bytes:
+    metadata = msgspec.json.decode(encoded)["metadata"]
+    return msgspec.json.encode({"kind": "PartialObjectMetadata", "apiVersion": "meta.k8s.io/v1", "metadata": metadata})
 
 
 def _event(kind: str, encoded: bytes) -> bytes:

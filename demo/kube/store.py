@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from demo.kube import resources as known_resources
 from demo.kube import status
 from demo.kube.status import ApiError, Json, Resource
 
@@ -81,6 +82,15 @@ class Store:
             file.write(msgspec.json.encode([self.version]) + b"\n")
         fresh.replace(log)
         self._log = log.open("ab", buffering=0)
+
+    def serve(self, definition: Json) -> None:
+        """From now on there may be objects of this CustomResourceDefinition."""
+        self._objects.setdefault(known_resources.defined_by(definition), {})
+
+    def served(self, group: str, version: str, plural: str) -> Resource | None:
+        """The resource of that name, None if there is none."""
+        wanted = (group, version, plural)
+        return next((one for one in self._objects if (one.group, one.version, one.plural) == wanted), None)
 
     def get(self, resource: Resource, namespace: str, name: str) -> Json:
         """One object; raises 404. Not to be changed in place: hand a changed copy to put()."""
@@ -210,6 +220,10 @@ class Store:
                 continue
             kind, group, plural, written = rest
             resource = known[group, plural]
+            if resource == known_resources.CUSTOM_RESOURCE_DEFINITIONS:
+                self.serve(written)
+                custom = known_resources.defined_by(written)
+                known[custom.group, custom.plural] = custom
             metadata = written["metadata"]
             key = (metadata.get("namespace", ""), metadata["name"])
             if kind == "DELETED":

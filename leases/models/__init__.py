@@ -2,7 +2,16 @@
 
 from leases.models.actions import Action, ActionStep, Revocation
 from leases.models.ledger import Certainty, EndReason, Lease, LeaseState, Login
-from leases.models.pods import Pod, PodAddress, WatchPeriod
+from leases.models.pods import (
+    Pod,
+    PodAddress,
+    PodOwner,
+    SecretSync,
+    ServiceAccount,
+    SyncedLease,
+    WatchedKind,
+    WatchPeriod,
+)
 from leases.models.polls import OwnRequest
 from leases.models.sources import AuthMount, Cluster, Database, DatabaseRole, Policy, SourceState, Vault
 
@@ -21,9 +30,14 @@ __all__ = [
     "OwnRequest",
     "Pod",
     "PodAddress",
+    "PodOwner",
     "Policy",
     "Revocation",
+    "SecretSync",
+    "ServiceAccount",
     "SourceState",
+    "SyncedLease",
     "Vault",
     "WatchPeriod",
+    "WatchedKind",
 ]

@@ -57,14 +57,14 @@ class Vault(models.Model):
 
 
 class Cluster(models.Model):
-    """One Kubernetes cluster; `resource_version` is where the pod watch goes on."""
+    """One Kubernetes cluster. `fetchers`: service accounts (NAMESPACE/NAME) whose pods fetch secrets for others."""
 
     name = models.TextField(unique=True)
     address = models.TextField(blank=True)
     ca_file = models.TextField(blank=True)
     token = models.JSONField(null=True)
     retired = models.BooleanField(default=False)
-    resource_version = models.TextField(blank=True)
+    fetchers = models.JSONField(default=list)
 
     def __str__(self) -> str:
         return self.name

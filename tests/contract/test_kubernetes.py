@@ -8,6 +8,7 @@ import os
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -24,14 +25,25 @@ from demo import kube, openbao, processes
 from demo.kube import driver
 from leases import kube as product
 from leases.kube import (
+    EXTERNAL_SECRETS,
+    GENERATORS,
+    JOBS,
+    OLD_EXTERNAL_SECRETS,
+    PODS,
+    REPLICA_SETS,
+    SERVICE_ACCOUNTS,
+    VAULT_DYNAMIC_SECRETS,
+    Change,
+    Kind,
     KubeClient,
     KubeDenied,
     KubeError,
     KubeGone,
+    KubeNotServed,
     KubeUnauthorized,
     KubeUnreachable,
-    PodChange,
     PodSeen,
+    SyncSeen,
 )
 
 _SERVERS = ["stand-in", "real"] if os.environ.get("KUBEBUILDER_ASSETS") else ["stand-in"]
@@ -66,7 +78,7 @@ class Place:
 
     def listed(self) -> dict[str, PodSeen]:
         """The pods of this namespace by name, as the product lists them."""
-        return {pod.name: pod for pod in self.client().list_pods() if pod.namespace == self.namespace}
+        return {pod.name: pod for pod in self.client().list(PODS) if pod.namespace == self.namespace}
 
     def review(self, token: str, audiences: list[str] | None = None) -> Any:
         """TokenReview's status."""
@@ -111,10 +123,10 @@ def _stand_in_only(place: Place, why: str) -> None:
         pytest.skip(f"a real API server cannot be made to do this: {why}")
 
 
-def _watched(place: Place, version: str, seconds: int = 1) -> list[PodChange]:
+def _watched(place: Place, version: str, seconds: int = 1) -> list[Change[PodSeen]]:
     """All changes of this namespace's pods until the server ends the watch."""
-    changes = place.client().watch_pods(version, seconds=seconds)
-    return [change for change in changes if change.pod and change.pod.namespace == place.namespace]
+    changes = place.client().watch(PODS, version, seconds=seconds)
+    return [change for change in changes if change.seen and change.seen.namespace == place.namespace]
 
 
 def _later(seconds: float, act: Callable[[], object]) -> threading.Timer:
@@ -187,20 +199,20 @@ def test_missing_and_null_parts_of_a_pod_are_survived(rest: str) -> None:
 
 def test_pages_together_hold_every_pod_of_one_moment(place: Place) -> None:
     uids = {place.pod(f"many-{number}") for number in range(7)}
-    listing = place.client().list_pods(page=3)
+    listing = place.client().list(PODS, page=3)
     late = place.pod("too-late")
     listed = [pod.uid for pod in listing]
     assert len(listed) == len(set(listed))
     assert uids <= set(listed)
     assert late not in listed
-    assert [change.pod.uid for change in _watched(place, listing.resource_version) if change.pod] == [late]
+    assert [change.seen.uid for change in _watched(place, listing.resource_version) if change.seen] == [late]
 
 
 def test_service_accounts_are_listed_in_pages(place: Place) -> None:
     uid = driver.create_service_account(place.admin, place.namespace, "billing")
     found = {
         account.name: account
-        for account in place.client().list_service_accounts(page=1)
+        for account in place.client().list(SERVICE_ACCOUNTS, page=1)
         if account.namespace == place.namespace
     }
     assert set(found) >= {"billing", "orders"}
@@ -211,7 +223,7 @@ def test_service_accounts_are_listed_in_pages(place: Place) -> None:
 def test_a_listing_whose_moment_is_forgotten_is_gone(place: Place) -> None:
     for number in range(3):
         place.pod(f"many-{number}")
-    listing = place.client().list_pods(page=1)
+    listing = place.client().list(PODS, page=1)
     place.pod("one-more")
     place.cluster.compact()
     if place.cluster.is_real:
@@ -238,12 +250,12 @@ def test_a_pod_made_anew_under_its_old_name_has_another_uid(place: Place) -> Non
 
 def test_a_watch_tells_everything_since_the_list_in_order(place: Place) -> None:
     place.pod("before")
-    version = place.client().list_pods().resource_version
+    version = place.client().list(PODS).resource_version
     uid = place.pod("orders-1", node="node-a", ip="10.1.2.3")
     place.delete("orders-1")
     changes = _watched(place, version)
     assert [change.kind for change in changes] == ["added", "modified", "deleted"]
-    pods = [change.pod for change in changes if change.pod]
+    pods = [change.seen for change in changes if change.seen]
     assert {pod.uid for pod in pods} == {uid}
     assert [pod.addresses for pod in pods] == [(), ("10.1.2.3",), ("10.1.2.3",)]
     versions = [int(change.resource_version) for change in changes]
@@ -252,15 +264,15 @@ def test_a_watch_tells_everything_since_the_list_in_order(place: Place) -> None:
 
 
 def test_the_next_watch_goes_on_where_the_last_one_ended(place: Place) -> None:
-    version = place.client().list_pods().resource_version
+    version = place.client().list(PODS).resource_version
     place.pod("first")
     version = _watched(place, version)[-1].resource_version
     place.pod("second")
-    assert [change.pod.name for change in _watched(place, version) if change.pod] == ["second"]
+    assert [change.seen.name for change in _watched(place, version) if change.seen] == ["second"]
 
 
 def test_a_change_arrives_at_once_while_the_watch_is_open(place: Place) -> None:
-    version = place.client().list_pods().resource_version
+    version = place.client().list(PODS).resource_version
     made_at: list[float] = []
 
     def make() -> None:
@@ -268,26 +280,26 @@ def test_a_change_arrives_at_once_while_the_watch_is_open(place: Place) -> None:
         place.pod("sudden")
 
     timer = _later(0.5, make)
-    for change in place.client().watch_pods(version, seconds=10):
-        if change.pod and change.pod.name == "sudden":
+    for change in place.client().watch(PODS, version, seconds=10):
+        if change.seen and change.seen.name == "sudden":
             break
     timer.join()
     assert time.monotonic() - made_at[0] < 1
 
 
 def test_a_quiet_watch_ends_in_good_order_when_its_time_is_over(place: Place) -> None:
-    version = place.client().list_pods().resource_version
+    version = place.client().list(PODS).resource_version
     began_at = time.monotonic()
     assert _watched(place, version) == []
     assert 0.5 < time.monotonic() - began_at < 4
 
 
 def test_a_watch_says_with_a_bookmark_how_far_it_came(place: Place) -> None:
-    version = place.client().list_pods().resource_version
+    version = place.client().list(PODS).resource_version
     place.pod("seen")
-    changes = list(place.client().watch_pods(version, seconds=4))
+    changes = list(place.client().watch(PODS, version, seconds=4))
     bookmarks = [change for change in changes if change.kind == "bookmark"]
-    assert all(bookmark.pod is None for bookmark in bookmarks)
+    assert all(bookmark.seen is None for bookmark in bookmarks)
     if not bookmarks and place.cluster.is_real:
         return  # "at the server's discretion", says its documentation; usually 2 s before the end
     assert int(bookmarks[-1].resource_version) >= int(changes[0].resource_version)
@@ -296,7 +308,7 @@ def test_a_watch_says_with_a_bookmark_how_far_it_came(place: Place) -> None:
 
 def test_a_pod_that_is_asked_to_end_stays_until_its_grace_is_over(place: Place) -> None:
     place.pod("polite", node="node-a", ip="10.1.2.3")
-    version = place.client().list_pods().resource_version
+    version = place.client().list(PODS).resource_version
     place.delete("polite", grace_seconds=20)
     leaving = place.listed()["polite"]
     assert leaving.deleted_at is not None
@@ -317,7 +329,7 @@ def test_a_watch_from_a_forgotten_version_is_gone(place: Place) -> None:
     place.pod("seen")
     place.cluster.compact()
     with pytest.raises(KubeGone) as raised:
-        list(place.client().watch_pods("1", seconds=1))
+        list(place.client().watch(PODS, "1", seconds=1))
     assert "listed anew" in raised.value.fix
 
 
@@ -325,7 +337,7 @@ def test_a_watch_that_is_gone_by_http_status_is_the_same(place: Place) -> None:
     _stand_in_only(place, "it sends 410 as an event")
     place.cluster.compact(gone_as_status=True)
     with pytest.raises(KubeGone):
-        list(place.client().watch_pods("1", seconds=1))
+        list(place.client().watch(PODS, "1", seconds=1))
     place.cluster.compact()
 
 
@@ -341,17 +353,157 @@ def test_a_watch_that_breaks_off_is_no_clean_end_and_goes_on_after_a_restart(
             driver.create_service_account(api, "shop", "orders")
             uid = driver.create_pod(api, "shop", "orders-1", service_account="orders", node="node-a", ip="10.1.2.3")
         reader = _client(apart, apart.admin_token)
-        version = reader.list_pods().resource_version
+        version = reader.list(PODS).resource_version
         timer = _later(0.5, apart.kill)
         with pytest.raises(KubeUnreachable, match="broke off"):
-            list(reader.watch_pods(version, seconds=10))
+            list(reader.watch(PODS, version, seconds=10))
         timer.join()
         with pytest.raises(KubeUnreachable, match="cannot be reached: Connection refused"):
-            reader.list_pods()
+            reader.list(PODS)
         apart = kube.start(folder, port=port, real=cluster.is_real)
-        assert [pod.uid for pod in reader.list_pods()] == [uid]
+        assert [pod.uid for pod in reader.list(PODS)] == [uid]
     finally:
         apart.kill()
+
+
+# what owns pods, service accounts, what operators fetch
+
+
+def test_an_owner_is_seen_with_what_controls_it_and_without_its_pod_template(place: Place) -> None:
+    deployment = driver.Owner("Deployment", "orders", str(uuid.uuid4()), "apps/v1")
+    cron_job = driver.Owner("CronJob", "nightly", str(uuid.uuid4()), "batch/v1")
+    driver.create_owner(place.admin, "ReplicaSet", place.namespace, "orders-5b7", owner=deployment)
+    driver.create_owner(place.admin, "ReplicaSet", place.namespace, "alone")
+    driver.create_owner(place.admin, "Job", place.namespace, "nightly-1", owner=cron_job)
+    found = [*place.client().list(REPLICA_SETS, page=1), *place.client().list(JOBS)]
+    owners = {one.name: (one.kind, one.owner_kind, one.owner_name) for one in found if one.namespace == place.namespace}
+    assert owners == {
+        "orders-5b7": ("ReplicaSet", "Deployment", "orders"),
+        "alone": ("ReplicaSet", "", ""),
+        "nightly-1": ("Job", "CronJob", "nightly"),
+    }
+    answer = place.client()._call(
+        "list",
+        "",
+        REPLICA_SETS.call(place.client()._client),
+        **product._accept(REPLICA_SETS, "PartialObjectMetadataList"),
+    )
+    assert b"PartialObjectMetadataList" in answer
+    assert b"registry.invalid" not in answer
+
+
+@pytest.mark.parametrize("kind", [SERVICE_ACCOUNTS, REPLICA_SETS, JOBS], ids=lambda kind: kind.resource)
+def test_every_kind_is_watched_from_where_it_was_listed(place: Place, kind: Kind[Any]) -> None:
+    def make(name: str) -> Callable[[], object]:
+        if kind is SERVICE_ACCOUNTS:
+            driver.create_service_account(place.admin, place.namespace, name)
+            return lambda: driver.delete_service_account(place.admin, place.namespace, name)
+        owner = driver.create_owner(place.admin, "Job" if kind is JOBS else "ReplicaSet", place.namespace, name)
+        return lambda: driver.delete_owner(place.admin, owner, place.namespace)
+
+    make("before")
+    version = place.client().list(kind).resource_version
+    make("after")()
+    changes = list(place.client().watch(kind, version, seconds=1))
+    told = [(change.kind, change.seen.name) for change in changes if change.seen]
+    # a real server may mark a Job before it goes
+    assert [told[0], told[-1]] == [("added", "after"), ("deleted", "after")]
+    assert all(int(change.resource_version) > int(version) for change in changes)
+    place.cluster.compact()
+    with pytest.raises(KubeGone, match=kind.resource):
+        list(place.client().watch(kind, "1", seconds=1))
+
+
+def test_a_pod_names_the_secrets_that_it_refers_to_and_an_operator_that_fetches_for_others_is_known(
+    place: Place,
+) -> None:
+    place.pod("orders-1", secret="orders-database")
+    label = {"app.kubernetes.io/name": "vault-secrets-operator"}
+    place.pod("operator", labels=label)
+    place.pod("other", labels={"app.kubernetes.io/name": "external-secrets-webhook"})
+    found = {name: (pod.secrets, pod.fetcher) for name, pod in place.listed().items()}
+    assert found == {"orders-1": (("orders-database",), False), "operator": ((), True), "other": ((), False)}
+
+
+def test_every_way_in_which_a_pod_refers_to_a_secret_is_read() -> None:
+    spec = """{
+        "initContainers": [{"name": "i", "env": [{"name": "A", "valueFrom": {"secretKeyRef": {"name": "key", "key": "k"}}}]}],
+        "containers": [
+            {"name": "a", "env": [{"name": "B", "value": "x"}, {"name": "C", "valueFrom": {"fieldRef": {"fieldPath": "f"}}}]},
+            {"name": "b", "env": null, "envFrom": [{"secretRef": {"name": "whole"}}, {"configMapRef": {"name": "no"}}]}
+        ],
+        "volumes": [
+            {"name": "v", "secret": {"secretName": "volume"}},
+            {"name": "w", "projected": {"sources": [{"secret": {"name": "projected"}}, {"configMap": {"name": "no"}}]}},
+            {"name": "e", "emptyDir": {}}
+        ]
+    }"""
+    decoded = msgspec.json.decode(spec, type=product._PodSpec)
+    assert product.secret_names(decoded) == ("key", "projected", "volume", "whole")
+
+
+def test_a_kind_that_the_cluster_does_not_know_is_told_as_such(place: Place) -> None:
+    with pytest.raises(KubeNotServed):
+        place.client().list(OLD_EXTERNAL_SECRETS)
+
+
+def test_what_operators_fetch_from_vault_is_seen_with_the_secret_that_they_fill(place: Place) -> None:
+    def served(kind: Kind[SyncSeen]) -> bool:
+        try:
+            place.client().list(kind)
+        except KubeNotServed:
+            return False
+        return True
+
+    hashicorp, external, generators = "secrets.hashicorp.com", "external-secrets.io", "generators.external-secrets.io"
+    for group, version, name, kind in [
+        (hashicorp, "v1beta1", "VaultDynamicSecret", VAULT_DYNAMIC_SECRETS),
+        (external, "v1", "ExternalSecret", EXTERNAL_SECRETS),
+        (generators, "v1alpha1", "VaultDynamicSecret", GENERATORS),
+    ]:
+        driver.define(place.admin, group, version, name)
+        processes.wait_until(lambda kind=kind: served(kind), what=f"{name} of {group}", seconds=20)  # type: ignore[misc]
+    spec = {"mount": "database", "path": "creds/orders", "destination": {"name": "orders-db", "create": True}}
+    lease_id = "database/creds/orders/q7Wq"
+    # as Vault Secrets Operator 1.0 writes it
+    lease = {"id": lease_id, "duration": 3600, "renewable": True, "requestID": "5b1c8f40"}
+    where = (hashicorp, "v1beta1", "VaultDynamicSecret", place.namespace, "orders")
+    driver.create_custom(place.admin, *where, spec)
+    version = place.client().list(VAULT_DYNAMIC_SECRETS).resource_version
+    driver.set_custom_status(place.admin, *where, {"secretLease": lease, "lastRenewalTime": 1, "lastGeneration": 1})
+    generator = {"path": "/database/creds/billing", "method": "GET", "provider": {"server": "https://vault"}}
+    driver.create_custom(
+        place.admin, generators, "v1alpha1", "VaultDynamicSecret", place.namespace, "billing", generator
+    )
+    from_generator = {
+        "sourceRef": {"generatorRef": {"apiVersion": "x/v1", "kind": "VaultDynamicSecret", "name": "billing"}}
+    }
+    external_spec = {
+        "refreshInterval": "1h",
+        "target": {"name": "billing-db"},
+        "dataFrom": [from_generator, {"extract": {"key": "creds/reports"}}],
+        "data": [{"secretKey": "user", "remoteRef": {"key": "database/creds/audit", "property": "username"}}],
+    }
+    driver.create_custom(place.admin, external, "v1", "ExternalSecret", place.namespace, "billing", external_spec)
+    driver.create_custom(place.admin, external, "v1", "ExternalSecret", place.namespace, "plain", {})
+
+    def seen(kind: Kind[SyncSeen]) -> dict[str, tuple[object, ...]]:
+        return {
+            one.name: (one.kind, one.paths, one.generators, one.secret, one.lease_id)
+            for one in place.client().list(kind)
+            if one.namespace == place.namespace
+        }
+
+    assert seen(VAULT_DYNAMIC_SECRETS) == {
+        "orders": ("VaultDynamicSecret", ("database/creds/orders",), (), "orders-db", lease_id)
+    }
+    assert seen(GENERATORS) == {"billing": ("generator", ("database/creds/billing",), (), "", "")}
+    assert seen(EXTERNAL_SECRETS) == {
+        "billing": ("ExternalSecret", ("creds/reports", "database/creds/audit"), ("billing",), "billing-db", ""),
+        "plain": ("ExternalSecret", (), (), "plain", ""),
+    }
+    watched = place.client().watch(VAULT_DYNAMIC_SECRETS, version, seconds=1)
+    assert [change.seen.lease_id for change in watched if change.seen] == [lease_id]
 
 
 # tokens
@@ -433,7 +585,7 @@ def test_a_token_is_no_longer_good_when_its_pod_is_gone(place: Place) -> None:
     )
     assert "invalidated" in place.review(token).error
     with pytest.raises(KubeUnauthorized):
-        place.client(token).list_pods()
+        place.client(token).list(PODS)
 
 
 def test_a_token_is_reviewed_for_the_audience_that_is_asked_for(place: Place) -> None:
@@ -456,21 +608,21 @@ def test_a_token_that_is_none_is_not_authenticated(place: Place) -> None:
 def test_a_refused_token_is_named_as_such(place: Place) -> None:
     reader = place.client("a-token-of-nobody")
     with pytest.raises(KubeUnauthorized, match="does not accept the token") as raised:
-        reader.list_pods()
+        reader.list(PODS)
     assert "a-token-of-nobody" not in f"{raised.value!r}{raised.value}{raised.value.__cause__!r}"
     with pytest.raises(KubeUnauthorized):
-        list(reader.watch_pods("1", seconds=1))
+        list(reader.watch(PODS, "1", seconds=1))
 
 
 def test_a_missing_permission_is_named_with_the_rule_that_gives_it(place: Place) -> None:
     reader = place.client(place.token())
     with pytest.raises(KubeDenied) as raised:
-        reader.list_pods()
+        reader.list(PODS)
     assert (raised.value.verb, raised.value.resource) == ("list", "pods")
     assert 'apiGroups: [""], resources: [pods], verbs: [list]' in raised.value.fix
     assert "cannot list resource" in raised.value.cause
     with pytest.raises(KubeDenied) as watching:
-        list(reader.watch_pods("1", seconds=1))
+        list(reader.watch(PODS, "1", seconds=1))
     assert watching.value.verb == "watch"
 
 
@@ -478,6 +630,8 @@ def test_the_product_s_role_lets_it_read_what_it_needs_and_nothing_else(place: P
     reader = place.client(place.token())
     wanted = [(verb, what) for verb in ("list", "watch") for what in ("pods", "serviceaccounts")]
     wanted += [(verb, what) for verb in ("list", "watch") for what in ("replicasets.apps", "jobs.batch")]
+    wanted += [(verb, kind.resource) for verb in ("list", "watch") for kind in (EXTERNAL_SECRETS, GENERATORS)]
+    wanted += [(verb, VAULT_DYNAMIC_SECRETS.resource) for verb in ("list", "watch")]
     assert not any(reader.can(*permission) for permission in wanted)
     driver.grant_reader(place.admin, place.namespace, "orders")
     processes.wait_until(lambda: reader.can("list", "pods"), what="a new role binding", seconds=10)
@@ -488,7 +642,7 @@ def test_the_product_s_role_lets_it_read_what_it_needs_and_nothing_else(place: P
         assert not reader.can(verb, "pods/log")
     for verb in ("create", "update", "patch", "delete"):
         assert not reader.can(verb, "pods")
-    list(reader.list_pods())
+    list(reader.list(PODS))
     with driver.connect(place.cluster, place.token()) as api, pytest.raises(client.ApiException) as raised:
         client.CoreV1Api(api).list_secret_for_all_namespaces()
     assert raised.value.status == 403
@@ -533,8 +687,8 @@ def test_the_token_is_read_again_for_each_request(place: Place) -> None:
     ca_file = str(place.cluster.ca_file) if place.cluster.ca_file else None
     reader = KubeClient(place.cluster.address, lambda: next(tokens), ca_file=ca_file)
     with pytest.raises(KubeUnauthorized):
-        reader.list_pods()
-    assert reader.list_pods().resource_version
+        reader.list(PODS)
+    assert reader.list(PODS).resource_version
 
 
 def test_the_version_is_told(place: Place) -> None:
@@ -547,7 +701,7 @@ def test_the_version_is_told(place: Place) -> None:
 def test_a_wrong_address_is_named_with_its_fix() -> None:
     port = processes.free_port()
     with pytest.raises(KubeUnreachable, match=f"http://127.0.0.1:{port} cannot be reached: Connection refused") as one:
-        KubeClient(f"http://127.0.0.1:{port}", lambda: "secret-token").list_pods()
+        KubeClient(f"http://127.0.0.1:{port}", lambda: "secret-token").list(PODS)
     assert "leasehold.toml" in one.value.fix
     with pytest.raises(KubeUnreachable, match="its name cannot be resolved"):
         KubeClient("https://kubernetes.invalid", lambda: "secret-token").version()
@@ -561,13 +715,13 @@ def test_a_server_that_never_answers_is_given_up() -> None:
         reader = KubeClient(f"http://127.0.0.1:{silent.getsockname()[1]}", lambda: "secret", timeout_seconds=0.3)
         began_at = time.monotonic()
         with pytest.raises(KubeUnreachable, match=r"no answer within 0\.3 s"):
-            reader.list_pods()
+            reader.list(PODS)
         assert time.monotonic() - began_at < 2
 
 
 def test_a_server_that_is_no_kubernetes_is_named_as_such(openbao: openbao.OpenBao) -> None:
     with pytest.raises(KubeError, match="HTTP 404") as raised:
-        KubeClient(openbao.address, lambda: "secret").list_pods()
+        KubeClient(openbao.address, lambda: "secret").list(PODS)
     assert "Kubernetes API server" in raised.value.fix
 
 
@@ -575,7 +729,7 @@ def test_an_unusable_token_never_gets_into_an_error() -> None:
     for token in ("", "two\nlines-of-secret"):
         reader = KubeClient("http://127.0.0.1:9", lambda token=token: token)  # type: ignore[misc]
         with pytest.raises(KubeUnauthorized) as raised:
-            reader.list_pods()
+            reader.list(PODS)
         assert "secret" not in str(raised.value)
 
 
