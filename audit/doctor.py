@@ -17,7 +17,7 @@ from audit import follow, heads, retention
 from audit.ingest import position_of
 from audit.models import Housekeeping, Signing, Stream
 from leases import checks
-from leases.errors import SourceError
+from leases.errors import Doubt, SourceError
 from leases.models import Action, AuthMount, Cluster, Database, Policy, Vault
 
 FEWEST_DAYS_AHEAD = 2
@@ -88,9 +88,10 @@ def clusters() -> Iterator[Finding]:
             yield Finding(fetched.what, True, hint=f"{fetched.cause}. {fetched.fix}" if not fetched.ok else "")
 
 
-def _try(what: str, check: Callable[[], None]) -> Finding:
+def _try(what: str, check: Callable[[], object]) -> Finding:
+    """A check that returns a doubt is passed with a hint."""
     try:
-        check()
+        told = check()
     except SourceError as error:
         return Finding(what, False, error.cause, error.fix)
     except Exception as error:
@@ -98,7 +99,7 @@ def _try(what: str, check: Callable[[], None]) -> Finding:
         return Finding(
             what, False, f"It failed in a way nobody thought of ({type(error).__name__})", "Look at the workers' logs."
         )
-    return Finding(what, True)
+    return Finding(what, True, hint=f"{told.cause}. {told.fix}" if isinstance(told, Doubt) else "")
 
 
 def database() -> None:

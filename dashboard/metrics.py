@@ -68,6 +68,7 @@ class LedgerCollector(Collector):
             ["cluster"],
             [([one.cluster.name], one.unwatched) for one in watched],
         )
+        yield from _costs()
         yield from _house(now=self.now)
         yield from _heads()
         labelled = [
@@ -119,6 +120,23 @@ def _counter(name: str, text: str, labels: list[str], values: list[tuple[list[st
     for label_values, value in values:
         counter.add_metric(label_values, value)
     return counter
+
+
+def _costs() -> Iterator[Metric]:
+    rows = queries.costs_ever()
+    labels = ["vault", "kind"]
+    yield _counter(
+        "leasehold_vault_requests",
+        "Leasehold's own requests that audit devices log",
+        labels,
+        [([v, k], n) for v, k, n, _ in rows],
+    )
+    yield _counter(
+        "leasehold_vault_audit_bytes",
+        "Bytes of audit log that these caused, about",
+        labels,
+        [([v, k], size) for v, k, _, size in rows],
+    )
 
 
 def _house(*, now: datetime) -> Iterator[Metric]:

@@ -59,10 +59,13 @@ class OpenBao:
         )
 
 
-def start(folder: Path, *, port: int | None = None, program: Path | None = None) -> OpenBao:
+def start(
+    folder: Path, *, port: int | None = None, program: Path | None = None, audit_files_are_relative: bool = False
+) -> OpenBao:
     """Start the server of `folder`, which is made and initialised on the first start, and unseal it.
 
-    `program` is the server's binary; without it VAULT_BINARY, else the packaged OpenBao.
+    `program` is the server's binary; without it VAULT_BINARY, else the packaged OpenBao. `audit_files_are_relative` is for nodes of
+    one cluster: OpenBao wants their devices declared alike, or its standbys only forward.
     """
     program = program or binary()
     # the audit devices of HashiCorp Vault, and of whatever else is given, are enabled by the API
@@ -77,7 +80,8 @@ def start(folder: Path, *, port: int | None = None, program: Path | None = None)
     address = f"http://127.0.0.1:{port}"
     audit_logs = {device: folder / f"audit-{device.removeprefix('file-')}.log" for device in _DEVICES}
     config = folder / "server.hcl"
-    config.write_text(_config(folder, port, audit_logs if declared else {}))
+    named = {name: Path(path.name) for name, path in audit_logs.items()} if audit_files_are_relative else audit_logs
+    config.write_text(_config(folder, port, named if declared else {}))
     process = processes.spawn(
         [program, "server", f"-config={config}"],
         log=folder / "server.log",

@@ -1,11 +1,13 @@
 """Is a source usable? Each check returns, or raises an error that names the cause and the fix. Workers and doctor share them."""
 
 from typing import Any
+from urllib.parse import urlsplit
 
 from leases import clients, databases, kube
+from leases.errors import Doubt
 from leases.kube import Kind, KubeClient, KubeDenied
 from leases.models import Cluster, Database, Pod, Vault
-from leases.vault import VaultClient, VaultDenied, VaultError
+from leases.vault import Health, VaultClient, VaultDenied, VaultError
 
 
 def needed_to_observe(vault: Vault) -> dict[str, list[str]]:
@@ -20,22 +22,90 @@ def needed_to_observe(vault: Vault) -> dict[str, list[str]]:
     return needed
 
 
+def wanted_to_observe(vault: Vault) -> dict[str, list[str]]:
+    """The same for what can be done without, each with a loss: irrevocable leases, and leases of child namespaces."""
+    own = vault.namespace.strip("/")
+    wanted = {"sys/leases": ["read", "sudo"]}
+    for namespace in (name.strip("/").removeprefix(own).strip("/") for name in vault.namespaces):
+        wanted[f"{namespace}/sys/leases"] = ["read", "sudo"]
+        wanted[f"{namespace}/sys/leases/lookup"] = ["update"]
+        for mount in vault.lease_mounts:
+            wanted[f"{namespace}/sys/leases/lookup/{mount}/creds/"] = ["list", "sudo"]
+    return wanted
+
+
 def needed_to_respond(vault: Vault) -> dict[str, list[str]]:
     """Path -> capabilities that the responding account needs (deploy/vault/leasehold-respond.hcl)."""
     return {f"sys/leases/revoke/{mount}/creds/any/any": ["update"] for mount in vault.lease_mounts}
 
 
-def check_vault(vault: Vault) -> None:
-    """Reachable, unsealed, log-in works, nothing missing from the observing policy. Raises VaultError."""
+def check_vault(vault: Vault) -> Doubt | None:
+    """Reachable, unsealed, log-in works, nothing missing that is needed; what only limits it is returned. Raises VaultError."""
+    active, standby = active_node(vault)
+    if active != vault.active_address:
+        vault.active_address = active
+        Vault.objects.filter(pk=vault.pk).update(active_address=active)
     client = clients.observer(vault)
     client.ensure_ready()
-    _check_capabilities(client, needed_to_observe(vault), policy="leasehold-observe")
+    needed, wanted = needed_to_observe(vault), wanted_to_observe(vault)
+    have = client.capabilities([*needed, *wanted])
+    _check_capabilities(client, have, needed, policy="leasehold-observe")
+    if standby is None and (missing := _missing(have, wanted)):
+        path, capability = missing[0]
+        return Doubt(
+            f"The account lacks the capability {capability} on {path} in Vault at {client.address}, so "
+            + (
+                "irrevocable leases are not listed"
+                if path == "sys/leases"
+                else "leases of that namespace have no times"
+            ),
+            _write_policy("leasehold-observe")
+            + ("" if path == "sys/leases" else " Repeat its lines for namespaces first."),
+        )
+    return standby
+
+
+def active_node(vault: Vault) -> tuple[str, Doubt | None]:
+    """The address to ask: empty where the configured one leads to the active node; or why its standby has to do.
+
+    The address that a standby names is asked only under the same scheme, and gets a token only if a server of the same cluster
+    answers there that it is active. Raises VaultError where the configured address does not answer.
+    """
+    here = clients.observer_at(vault, vault.address)
+    health = here.health()
+    if not health.standby or health.sealed:
+        return "", None
+    leader = here.leader().address
+    why_not = refused_leader(vault, leader, health)
+    if not why_not:
+        return leader, None
+    return "", Doubt(
+        f"Vault at {vault.address} is a standby, so times of leases may be old; {why_not}",
+        "Write the active node's address, or one that leads to it, into leasehold.toml (docs/install.md).",
+    )
+
+
+def refused_leader(vault: Vault, leader: str, health: Health) -> str:
+    """Why the address that a standby (with this health) names is not asked; empty where it is."""
+    if not leader:
+        return "it names no active node"
+    if not vault.follow_leader:
+        return "follow_leader is off"
+    if urlsplit(leader).scheme != urlsplit(vault.address).scheme:
+        return f"the active node's address {leader} has another scheme"
+    try:
+        there = clients.observer_at(vault, leader).health()
+    except VaultError as error:
+        return f"the active node cannot be asked: {error.cause}"
+    if there.standby or there.sealed or there.cluster_name != health.cluster_name:
+        return f"at {leader} there is no active node of the same cluster"
+    return ""
 
 
 def is_open(vault: Vault) -> bool:
     """Whether the server answers that it is unsealed; never raises."""
     try:
-        health = clients.observer(vault).health()
+        health = clients.observer_at(vault, vault.address).health()
     except (VaultError, clients.NotConfigured):
         return False
     return health.initialized and not health.sealed
@@ -45,23 +115,32 @@ def check_responder(vault: Vault) -> None:
     """The same for the account that revokes; only where its secret can be read (the `actions` workers)."""
     client = clients.responder(vault)
     client.ensure_ready()
-    _check_capabilities(client, needed_to_respond(vault), policy="leasehold-respond")
+    needed = needed_to_respond(vault)
+    _check_capabilities(client, client.capabilities(list(needed)), needed, policy="leasehold-respond")
 
 
-def _check_capabilities(client: VaultClient, needed: dict[str, list[str]], *, policy: str) -> None:
-    have = client.capabilities(list(needed))
-    missing = [
+def _missing(have: dict[str, list[str]], needed: dict[str, list[str]]) -> list[tuple[str, str]]:
+    return [
         (path, capability)
         for path, capabilities in needed.items()
         for capability in capabilities
         if capability not in have[path] and "root" not in have[path]
     ]
-    if missing:
+
+
+def _write_policy(policy: str) -> str:
+    return f"Write deploy/vault/{policy}.hcl as its policy: `bao policy write {policy} deploy/vault/{policy}.hcl`."
+
+
+def _check_capabilities(
+    client: VaultClient, have: dict[str, list[str]], needed: dict[str, list[str]], *, policy: str
+) -> None:
+    if missing := _missing(have, needed):
         path, capability = missing[0]
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
         raise VaultDenied(
             f"The account lacks the capability {capability} on {path}{more} in Vault at {client.address}",
-            f"Write deploy/vault/{policy}.hcl as its policy: `bao policy write {policy} deploy/vault/{policy}.hcl`.",
+            _write_policy(policy),
             path,
         )
 

@@ -6,7 +6,7 @@ from functools import lru_cache, partial
 
 from django.utils import timezone
 
-from leases import polls
+from leases import meter, polls
 from leases.errors import SourceError
 from leases.kube import KubeClient
 from leases.models import Cluster, Database, Vault
@@ -19,8 +19,13 @@ class NotConfigured(SourceError):
 
 
 def observer(vault: Vault) -> VaultClient:
-    """The client that reads: lists and looks up leases, hashes, reads database configuration."""
-    return _client(vault, vault.observe, "observe", polls_of=vault.pk)
+    """The client that reads: lists and looks up leases, hashes, reads database configuration. Asks the active node."""
+    return _client(vault, vault.observe, "observe", notes_polls=True)
+
+
+def observer_at(vault: Vault, address: str) -> VaultClient:
+    """The same for this one server of the vault, whatever it is."""
+    return _client(vault, vault.observe, "observe", address=address)
 
 
 def responder(vault: Vault) -> VaultClient:
@@ -29,23 +34,38 @@ def responder(vault: Vault) -> VaultClient:
 
 
 def _client(
-    vault: Vault, login: Mapping[str, object] | None, account: str, *, polls_of: int | None = None
+    vault: Vault,
+    login: Mapping[str, object] | None,
+    account: str,
+    *,
+    address: str = "",
+    notes_polls: bool = False,
 ) -> VaultClient:
     if not login:
         raise NotConfigured(
             f"Vault {vault.name} has no account to {account} with",
             f"Add [vaults.{account}] to leasehold.toml and run `manage.py configure`.",
         )
-    return _cached(vault.address, vault.ca_file, vault.namespace, json.dumps(login, sort_keys=True), polls_of)
+    return _cached(
+        address or vault.active_address or vault.address,
+        vault.ca_file,
+        vault.namespace,
+        json.dumps(login, sort_keys=True),
+        vault.pk,
+        meter.Devices(vault.audit_devices, vault.listing_devices),
+        notes_polls,
+    )
 
 
 @lru_cache(maxsize=64)
-def _cached(address: str, ca_file: str, namespace: str, login: str, polls_of: int | None) -> VaultClient:
+def _cached(
+    address: str, ca_file: str, namespace: str, login: str, vault_id: int, devices: meter.Devices, notes_polls: bool
+) -> VaultClient:
     parts = json.loads(login)
 
     def note(request_id: str) -> None:
-        if polls_of is not None:
-            polls.note(polls_of, request_id, now=timezone.now())
+        if notes_polls:
+            polls.note(vault_id, request_id, now=timezone.now())
 
     return VaultClient(
         address,
@@ -58,6 +78,7 @@ def _cached(address: str, ca_file: str, namespace: str, login: str, polls_of: in
         ca_file=ca_file or None,
         namespace=namespace or None,
         on_request_id=note,
+        on_sent=partial(meter.note, vault_id, devices),
     )
 
 
@@ -76,4 +97,4 @@ def monitor_dsn(database: Database) -> str:
     return read_secret(database.monitor)
 
 
-__all__ = ["NotConfigured", "SecretUnavailable", "kube", "monitor_dsn", "observer", "responder"]
+__all__ = ["NotConfigured", "SecretUnavailable", "kube", "monitor_dsn", "observer", "observer_at", "responder"]

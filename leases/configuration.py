@@ -63,6 +63,10 @@ class VaultConfig(msgspec.Struct, forbid_unknown_fields=True):
     namespace: str = ""
     lease_mounts: list[str] = msgspec.field(default_factory=lambda: ["database"])
     reconcile_seconds: int = 600
+    lookups_per_second: int = 600
+    audit_bytes_per_hour: int = 64_000_000
+    namespaces: list[str] = []
+    follow_leader: bool = True
     devices: list[DeviceConfig] = []
 
 
@@ -178,6 +182,16 @@ def problems(configuration: Configuration) -> list[str]:
                 found.append(f"vault {vault.name}: [vaults.{name}] with method {login.method} needs mount and role")
         if vault.reconcile_seconds < 5:
             found.append(f"vault {vault.name}: reconcile_seconds must be 5 or more")
+        if not 1 <= vault.lookups_per_second <= 10_000:
+            found.append(f"vault {vault.name}: lookups_per_second must be 1 to 10000")
+        if vault.audit_bytes_per_hour < 1_000_000:
+            found.append(f"vault {vault.name}: audit_bytes_per_hour must be 1000000 or more")
+        own = f"{vault.namespace.strip('/')}/".lstrip("/")
+        found += [
+            f"vault {vault.name}: namespace {namespace!r} is none below {own or 'the root'}; write its whole path, as in team-a/child"
+            for namespace in vault.namespaces
+            if not namespace.strip("/") or not namespace.strip("/").startswith(own)
+        ]
     return found + retention_problems(configuration.policies) + heads_problems(configuration)
 
 
@@ -279,6 +293,10 @@ def apply(configuration: Configuration) -> None:
                 "ca_file": item.ca_file,
                 "lease_mounts": [mount.strip("/") for mount in item.lease_mounts],
                 "reconcile_seconds": item.reconcile_seconds,
+                "lookups_per_second": item.lookups_per_second,
+                "audit_bytes_per_hour": item.audit_bytes_per_hour,
+                "namespaces": [namespace.strip("/") for namespace in item.namespaces],
+                "follow_leader": item.follow_leader,
                 "observe": msgspec.to_builtins(item.observe),
                 "respond": msgspec.to_builtins(item.respond),
                 "retired": False,

@@ -7,7 +7,8 @@ from datetime import datetime, timedelta
 
 from django.utils import timezone
 
-from leases.errors import SourceError
+from leases import meter
+from leases.errors import Doubt, SourceError
 from leases.models import Policy, SourceState
 from leases.models.sources import SourceKind
 
@@ -28,10 +29,11 @@ def wait_after(failures: int) -> timedelta:
     return min(timedelta(seconds=2 ** min(failures - 1, 10)), LONGEST_WAIT)
 
 
-def report_ok(kind: SourceKind, name: str, *, now: datetime, cause: str = "", fix: str = "") -> None:
-    """It answers. `cause`, `fix`: what it does not let us see nevertheless."""
+def report_ok(kind: SourceKind, name: str, *, now: datetime, doubt: Doubt | None = None) -> None:
+    """It answers. `doubt`: what can nevertheless not be learned from it."""
+    cause, fix = (doubt.cause[:500], doubt.fix[:500]) if doubt else ("", "")
     state = SourceState.objects.filter(kind=kind, name=name).first()
-    if state and state.ok and state.cause == cause[:500] and now - state.checked_at < HEARTBEAT:
+    if state and state.ok and state.cause == cause and now - state.checked_at < HEARTBEAT:
         return
     if state and not state.ok:
         log.info("%s %s answers again", kind, name)
@@ -40,8 +42,8 @@ def report_ok(kind: SourceKind, name: str, *, now: datetime, cause: str = "", fi
         name=name,
         defaults={
             "ok": True,
-            "cause": cause[:500],
-            "fix": fix[:500],
+            "cause": cause,
+            "fix": fix,
             "failures": 0,
             "checked_at": now,
             "retry_at": now,
@@ -88,6 +90,8 @@ def asking(kind: SourceKind, name: str, *, vouches: bool = True) -> Iterator[Non
     else:
         if vouches:
             report_ok(kind, name, now=timezone.now())
+    finally:
+        meter.flush(now=timezone.now())
 
 
 def forget(kind: SourceKind, names: list[str]) -> None:

@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypedDict
 
-from django.db.models import Count, Max, Min, Q, QuerySet
+from django.db.models import Count, Max, Min, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce
 
-from leases import health
+from leases import health, meter
 from leases.models import (
     Action,
     ActionStep,
+    ApiCost,
     AuthMount,
     Certainty,
     Cluster,
@@ -25,6 +26,7 @@ from leases.models import (
     LeaseState,
     Pod,
     Revocation,
+    RoleList,
     ServiceAccount,
     SourceState,
     Vault,
@@ -43,7 +45,8 @@ MICROSECOND = timedelta(microseconds=1)
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """How one watched thing is doing. `status`: ok, failing, stale or waiting (nobody has asked it yet)."""
+    """How one watched thing is doing. `status`: ok, limited (it answers, but not everything can be learned from it), failing, stale
+    or waiting (nobody has asked it yet)."""
 
     kind: str
     name: str
@@ -56,7 +59,7 @@ class Source:
 
     @property
     def ok(self) -> bool:
-        return self.status == "ok"
+        return self.status in {"ok", "limited"}
 
 
 WORKERS = {
@@ -89,8 +92,8 @@ def source(kind: SourceKind, name: str, state: SourceState | None, *, now: datet
             state.checked_at,
             state.since,
         )
-    # what it does not let us see, though it answers
-    return Source(kind, name, "ok", state.cause, state.fix, state.checked_at, state.since)
+    status = "limited" if state.cause else "ok"
+    return Source(kind, name, status, state.cause, state.fix, state.checked_at, state.since)
 
 
 def source_states() -> dict[tuple[str, str], SourceState]:
@@ -153,6 +156,73 @@ def sources(*, now: datetime) -> list[Source]:
         + [(SourceKind.DATABASE, database_key(row)) for row in databases() if row.monitor]
     )
     return [source(kind, name, states.get((kind, name)), now=now, stale_after=stale_after) for kind, name in names]
+
+
+# --- what watching costs -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What this product's own requests cost one vault since `since`, at most a day ago. Bytes of all audit devices together.
+
+    `sweep`: what looking up every lease that is live now, each minute, would have written in that time.
+    """
+
+    since: datetime
+    kinds: list[tuple[str, int, int]]  # kind, requests, bytes
+    requests: int
+    audit_bytes: int
+    sweep: int
+
+    @property
+    def share(self) -> float | None:
+        """Of the sweep, in percent."""
+        return 100 * self.audit_bytes / self.sweep if self.sweep else None
+
+
+def costs(*, now: datetime) -> dict[int, Cost]:
+    """Vault id -> its cost, where anything was asked."""
+    begin = now.replace(minute=0, second=0, microsecond=0) - timedelta(hours=23)
+    rows = (
+        ApiCost.objects.filter(hour__gte=begin)
+        .order_by("vault_id", "kind")
+        .values_list("vault_id", "kind", "vault__audit_devices")
+        .annotate(n=Sum("requests"), bytes=Sum("audit_bytes"), since=Min("first_at"))
+    )
+    live = dict(_live().order_by().values_list("vault_id").annotate(n=Count("id")))
+    found: dict[int, list[tuple[str, int, int, int, datetime]]] = {}
+    for vault, *row in rows:
+        found.setdefault(vault, []).append(tuple(row))
+    told = {}
+    for vault, kinds in found.items():
+        since = min(row[4] for row in kinds)
+        # one lookup as it was measured here, where there were any
+        lookup = next((size / n for kind, _, n, size, _ in kinds if kind == ApiCost.Kind.LOOKUP), None)
+        lookup = lookup or meter.BASE[ApiCost.Kind.LOOKUP] * kinds[0][1]
+        sweeps = max((now - since) / timedelta(minutes=1), 1.0)
+        told[vault] = Cost(
+            since=since,
+            kinds=[(kind, n, size) for kind, _, n, size, _ in kinds],
+            requests=sum(row[2] for row in kinds),
+            audit_bytes=sum(row[3] for row in kinds),
+            sweep=round(live.get(vault, 0) * lookup * sweeps),
+        )
+    return told
+
+
+def costs_ever() -> list[tuple[str, str, int, int]]:
+    """(vault, kind, requests, bytes) since counting began, as counters want it."""
+    rows = ApiCost.objects.order_by("vault__name", "kind").values_list("vault__name", "kind")
+    return list(rows.annotate(n=Sum("requests"), bytes=Sum("audit_bytes")))
+
+
+def put_off_lists() -> dict[int, list[RoleList]]:
+    """Vault id -> roles whose list was put off, with the reason."""
+    found: dict[int, list[RoleList]] = {}
+    rows = RoleList.objects.exclude(put_off="").order_by("vault_id", "vault_namespace", "mount", "role", "id")
+    for row in rows.select_related("vault"):
+        found.setdefault(row.vault_id, []).append(row)
+    return found
 
 
 # --- what is live ------------------------------------------------------------------------------------------------

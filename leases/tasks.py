@@ -6,7 +6,7 @@ import time
 from celery import shared_task
 from django.utils import timezone
 
-from leases import checks, health, lookups, revoke, watch
+from leases import checks, health, lists, lookups, meter, revoke, watch
 from leases.models import Cluster, Database, Vault
 from leases.models.sources import SourceKind
 from leases.turns import turn
@@ -15,6 +15,8 @@ log = logging.getLogger(__name__)
 
 # how long one turn at a watch or a follow may last; well below the 30 s that a task may take
 TURN_SECONDS = 15.0
+# one vault's slice of a round of lookups
+LOOK_UP_SECONDS = 0.5
 
 
 @shared_task
@@ -39,30 +41,35 @@ def watch_cluster(cluster_id: int) -> None:
 
 def pods_changed(cluster: Cluster) -> None:
     """After each proven stretch of a watch: the cluster answers, though it may not show everything."""
-    cause, fix = watch.missing_rules(cluster)
-    health.report_ok(SourceKind.CLUSTER, cluster.name, now=timezone.now(), cause=cause, fix=fix)
+    health.report_ok(SourceKind.CLUSTER, cluster.name, now=timezone.now(), doubt=watch.missing_rules(cluster))
 
 
 @shared_task
 def look_up_due_leases() -> None:
-    """Looks up what is due now and, for a second, what becomes due: a new lease has its times at once."""
+    """Looks up what is due now and, for a second, what becomes due: a new lease has its times at once.
+
+    With a backlog each vault gets a slice of the time, and the next round goes on.
+    """
     deadline = time.monotonic() + 0.9
     while True:
-        for vault in Vault.objects.filter(retired=False).order_by("id"):
-            look_up_vault(vault)
+        busy = [look_up_vault(vault) for vault in Vault.objects.filter(retired=False).order_by("id")]
         if time.monotonic() >= deadline:
             return
-        time.sleep(0.2)
+        if not any(busy):
+            time.sleep(0.2)
 
 
-def look_up_vault(vault: Vault) -> None:
+def look_up_vault(vault: Vault) -> bool:
+    """Whether there was something to look up."""
     now = timezone.now()
-    if not lookups.due(vault, now=now) or not health.may_ask(SourceKind.VAULT, vault.name, now=now):
-        return
+    if not lookups.due(vault, now=now, limit=1) or not health.may_ask(SourceKind.VAULT, vault.name, now=now):
+        return False
+    done = 0
     with turn("look up", vault.pk) as mine:
         if mine:
             with health.asking(SourceKind.VAULT, vault.name, vouches=False):
-                lookups.look_up_due(vault, now=now)
+                done = lookups.look_up_due(vault, now=now, seconds=LOOK_UP_SECONDS)
+    return done > 0
 
 
 @shared_task
@@ -74,8 +81,9 @@ def check_vaults() -> None:
     """
     for vault in Vault.objects.filter(retired=False).order_by("id"):
         if health.may_ask(SourceKind.VAULT, vault.name, now=timezone.now()) or checks.is_open(vault):
-            with health.asking(SourceKind.VAULT, vault.name):
-                checks.check_vault(vault)
+            with health.asking(SourceKind.VAULT, vault.name, vouches=False):
+                doubt = checks.check_vault(vault)
+                health.report_ok(SourceKind.VAULT, vault.name, now=timezone.now(), doubt=doubt)
     for database in Database.objects.exclude(monitor=None).select_related("vault").order_by("id"):
         if health.may_ask(SourceKind.DATABASE, database.path, now=timezone.now()):
             with health.asking(SourceKind.DATABASE, database.path):
@@ -84,21 +92,22 @@ def check_vaults() -> None:
 
 @shared_task
 def reconcile_leases() -> None:
-    """LIST per role for each vault whose time has come (reconcile_seconds)."""
+    """LIST per role for each vault whose time has come (reconcile_seconds); a long round goes on at the next turn."""
     for vault in Vault.objects.filter(retired=False).order_by("id"):
         now = timezone.now()
-        waited = (now - vault.reconciled_at).total_seconds() if vault.reconciled_at else float("inf")
-        if waited < vault.reconcile_seconds or not health.may_ask(SourceKind.VAULT, vault.name, now=now):
+        if not lists.is_due(vault, now=now) or not health.may_ask(SourceKind.VAULT, vault.name, now=now):
             continue
         with turn("reconcile", vault.pk) as mine:
             if mine:
                 with health.asking(SourceKind.VAULT, vault.name, vouches=False):
-                    log.info("reconciled %s: %s", vault.name, lookups.reconcile(vault, now=now))
+                    until = time.monotonic() + TURN_SECONDS
+                    log.info("reconciled %s: %s", vault.name, lists.reconcile(vault, now=now, until=until))
 
 
 @shared_task
 def carry_out_revocation(revocation_id: int) -> None:
     revoke.carry_out(revocation_id)
+    meter.flush(now=timezone.now())
 
 
 @shared_task

@@ -1,13 +1,13 @@
 """The boundary to Vault and OpenBao: the one module that imports hvac. Returns typed values, raises VaultError.
 
-Every error carries a cause and a fix for an operator. Texts from Vault are capped, and whatever looks like a token, a
-JWT or a password in an address is taken out of them. No call is repeated, but for one case: a request that was refused
-(403) because the token had ended is sent again after a new login.
+Every error carries a cause and a fix for an operator (leases/vault_errors.py). No call is repeated, but for one case: a
+request that was refused (403) because the token had ended is sent again after a new login.
 """
 
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, TypeVar
@@ -16,57 +16,54 @@ from urllib.parse import quote
 import msgspec
 import requests
 from hvac.adapters import RawAdapter
+from requests.adapters import HTTPAdapter
 from urllib3.exceptions import LocationParseError
 
-from leases.errors import SourceError
 from leases.references import SecretUnavailable
+from leases.vault_errors import (
+    MAX_TEXT,
+    RevocationFailed,
+    VaultDenied,
+    VaultError,
+    VaultLoginFailed,
+    VaultSealed,
+    VaultUnreachable,
+    clean,
+    closed,
+    denied,
+    not_vault,
+    refused,
+    says_invalid_token,
+    texts,
+    why_unreachable,
+)
 
 # dropping a database user can take long; giving up early would leave its outcome unknown
 REVOKE_TIMEOUT_SECONDS = 20.0
 # a token that is refused for a missing capability is replaced only when it is older than this: a role may have got more
 # policies since, but each login makes a token, and a poller that lacks a capability must not make one per poll
 FRESH_TOKEN_SECONDS = 60.0
-_MAX_TEXT = 300
-_SECRETS = re.compile(
-    r"(?:hv[sbr]\.|\b[sbr]\.)[A-Za-z0-9_-]{20,}"  # tokens of Vault and OpenBao
-    r"|eyJ[\w-]{8,}\.[\w-]+\.?[\w-]*"  # JWTs
-    r"|(?<=://)[^\s/@:]+:[^\s@]+(?=@)"  # user:password in an address
-    r"|(?i:(?<=password=)\S+)"
-)
+# lookups that are under way at once: beside the server more than these gain nothing, over a network they hide its round trips
+CONNECTIONS = 8
 
-
-class VaultError(SourceError):
-    """Vault did not do what was asked. `cause` and `fix` are for an operator and hold no secret."""
-
-
-class VaultUnreachable(VaultError):
-    """No answer, or none that is Vault's: address, network, TLS, time limit, overload, standby."""
-
-
-class VaultSealed(VaultError):
-    """Vault answers that it is sealed, or not yet initialised."""
-
-
-class VaultLoginFailed(VaultError):
-    """The log-in was refused, or its secret cannot be read."""
-
-
-class VaultDenied(VaultError):
-    """The token is good but its policies do not allow the call on `path`."""
-
-    def __init__(self, cause: str, fix: str, path: str = "") -> None:
-        super().__init__(cause, fix)
-        self.args = (cause, fix, path)
-        self.path = path
-
-
-class RevocationFailed(VaultError):
-    """Vault tried to revoke and could not; the lease stays. `text` is the database's error."""
-
-    def __init__(self, cause: str, fix: str, text: str = "") -> None:
-        super().__init__(cause, fix)
-        self.args = (cause, fix, text)
-        self.text = text
+__all__ = [
+    "CONNECTIONS",
+    "DatabaseConnection",
+    "DatabaseRole",
+    "Health",
+    "IrrevocableLease",
+    "Leader",
+    "LeaseTimes",
+    "LoginMethod",
+    "RevocationFailed",
+    "Sent",
+    "VaultClient",
+    "VaultDenied",
+    "VaultError",
+    "VaultLoginFailed",
+    "VaultSealed",
+    "VaultUnreachable",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +86,24 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
+class Leader:
+    """Which server is the active one. `address` is what it says of itself; empty while there is none."""
+
+    is_self: bool
+    address: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """A request that audit devices log. `identity`: bytes of who sent it, `keys`: names that its answer listed."""
+
+    method: str
+    path: str
+    identity: int
+    keys: int
+
+
+@dataclass(frozen=True, slots=True)
 class LeaseTimes:
     """What Vault knows of a lease. Times are UTC; `expires_at` is None where it never expires."""
 
@@ -99,6 +114,14 @@ class LeaseTimes:
     renewable: bool
     ttl_seconds: int
     revoke_error: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class IrrevocableLease:
+    """A lease that Vault has given up to revoke, and the last error."""
+
+    lease_id: str
+    error: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,18 +140,13 @@ class DatabaseRole:
     max_ttl_seconds: int
 
 
-_BAD_ADDRESS = (
-    requests.exceptions.InvalidURL,
-    requests.exceptions.MissingSchema,
-    LocationParseError,
-    UnicodeError,
-)
-
 # What is read of Vault's answers; anything else in them is ignored.
 
 
 class _Auth(msgspec.Struct):
     client_token: str
+    policies: list[str] | None = None
+    metadata: dict[str, str] | None = None
     lease_duration: int = 0
     renewable: bool = False
 
@@ -139,16 +157,17 @@ class _Envelope(msgspec.Struct):
     auth: _Auth | None = None
 
 
-class _Errors(msgspec.Struct):
-    errors: list[str]
-
-
 class _Health(msgspec.Struct):
     initialized: bool
     sealed: bool
     standby: bool
     version: str = ""
     cluster_name: str = ""
+
+
+class _Leader(msgspec.Struct):
+    is_self: bool
+    leader_address: str = ""
 
 
 class _Keys(msgspec.Struct):
@@ -168,6 +187,19 @@ class _Lease(msgspec.Struct):
     revoke_error: str | None = None
 
 
+class _Irrevocable(msgspec.Struct):
+    lease_id: str
+    error: str = ""
+
+
+class _IrrevocableList(msgspec.Struct):
+    leases: list[_Irrevocable] | None = None
+
+
+class _Device(msgspec.Struct):
+    options: dict[str, str] | None = None
+
+
 class _Hash(msgspec.Struct):
     hash: str
 
@@ -175,6 +207,8 @@ class _Hash(msgspec.Struct):
 class _Self(msgspec.Struct):
     ttl: int
     renewable: bool = False
+    policies: list[str] | None = None
+    meta: dict[str, str] | None = None
 
 
 class _Connection(msgspec.Struct):
@@ -194,7 +228,8 @@ class VaultClient:
     """One account on one Vault. Logs in at the first call that needs a token and keeps the token in memory only.
 
     Not shared between threads. Each call raises VaultError; `timeout_seconds` limits connecting and each wait for data.
-    `on_request_id` is told the id of each request whose answer bears one: the audit log has it under the same.
+    `on_request_id` is told the id of each request whose answer bears one: the audit log has it under the same. `on_sent` is
+    told of each request that is logged, also by the threads of lookup_leases().
     """
 
     def __init__(
@@ -206,16 +241,21 @@ class VaultClient:
         namespace: str | None = None,
         timeout_seconds: float = 5.0,
         on_request_id: Callable[[str], object] | None = None,
+        on_sent: Callable[[Sent], object] | None = None,
     ) -> None:
         self.address = address.rstrip("/")
         self.last_request_id: str | None = None
         self._on_request_id = on_request_id
+        self._on_sent = on_sent
+        self._identity = 0
         self._login = login
         self._renewable = False
         self._logged_in_at = self._renew_at = 0.0
         session = requests.Session()
         # no proxy, .netrc or CA bundle from the environment: what is sent here opens every database
         session.trust_env = False
+        for scheme in ("https://", "http://"):
+            session.mount(scheme, HTTPAdapter(pool_maxsize=CONNECTIONS))
         options: dict[str, Any] = {
             "base_uri": self.address,
             "verify": ca_file or True,
@@ -226,8 +266,9 @@ class VaultClient:
         }
         self._timeout_seconds = timeout_seconds
         self._adapter = RawAdapter(namespace=namespace, **options)
-        # sys/health exists outside of namespaces only, and needs no token
+        # sys/health and sys/leader exist outside of namespaces only, and need no token
         self._public = RawAdapter(**options)
+        self._adapters: dict[str, RawAdapter] = {}
 
     # -- the server
 
@@ -240,15 +281,26 @@ class VaultClient:
         codes = ("standbycode", "perfstandbycode", "drsecondarycode", "sealedcode", "uninitcode")
         answer = self._send("get", "sys/health", adapter=self._public, params=dict.fromkeys(codes, "200"))
         if answer.status_code != 200:
-            raise self._refused(answer, "sys/health")
+            raise refused(self.address, answer, "sys/health")
         health = self._decode(answer.content, _Health)
         return Health(health.initialized, health.sealed, health.standby, health.version, health.cluster_name)
+
+    def leader(self) -> Leader:
+        """Which server of the cluster is active; needs no token.
+
+        https://developer.hashicorp.com/vault/api-docs/system/leader
+        """
+        answer = self._send("get", "sys/leader", adapter=self._public)
+        if answer.status_code != 200:
+            raise refused(self.address, answer, "sys/leader")
+        found = self._decode(answer.content, _Leader)
+        return Leader(found.is_self, found.leader_address.rstrip("/"))
 
     def ensure_ready(self) -> None:
         """Return if the server is unsealed and this account is logged in."""
         health = self.health()
         if health.sealed or not health.initialized:
-            raise self._closed(sealed=health.initialized)
+            raise closed(self.address, sealed=health.initialized)
         self._ensure_token()
 
     def capabilities(self, paths: list[str]) -> dict[str, list[str]]:
@@ -262,18 +314,58 @@ class VaultClient:
 
     # -- leases
 
-    def lookup_lease(self, lease_id: str) -> LeaseTimes | None:
-        """Times of one lease; None if Vault knows no such lease.
+    def lookup_lease(self, lease_id: str, *, namespace: str = "") -> LeaseTimes | None:
+        """Times of one lease; None if Vault knows no such lease. `namespace`: the lease's, if it is not the account's.
 
         https://developer.hashicorp.com/vault/api-docs/system/leases#read-lease
         """
-        answer = self._answer("put", "sys/leases/lookup", needs=["update"], json={"lease_id": lease_id})
-        if answer.status_code == 400 and "invalid lease" in self._errors(answer):
+        return self._times(
+            self._answer(
+                "put",
+                "sys/leases/lookup",
+                needs=["update"],
+                rule=self._rule(namespace, "sys/leases/lookup"),
+                adapter=self._inside(namespace),
+                json={"lease_id": lease_id},
+            )
+        )
+
+    def lookup_leases(self, leases: Sequence[tuple[str, str]]) -> list[LeaseTimes | VaultError | None]:
+        """The same for many (lease id, namespace), CONNECTIONS at once, in their order. An error stands for its lease alone."""
+        self._ensure_token()
+        adapters = {namespace: self._inside(namespace) for _, namespace in leases}
+
+        def send(lease: tuple[str, str]) -> requests.Response | VaultError:
+            lease_id, namespace = lease
+            try:
+                return self._send("put", "sys/leases/lookup", adapter=adapters[namespace], json={"lease_id": lease_id})
+            except VaultError as error:
+                return error
+
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            answers = list(pool.map(send, leases))
+        found: list[LeaseTimes | VaultError | None] = []
+        for (lease_id, namespace), answer in zip(leases, answers, strict=True):
+            try:
+                if isinstance(answer, VaultError):
+                    raise answer
+                # a token may have ended meanwhile: one lookup by itself logs in again, or says what is denied
+                refused_ = answer.status_code == 403
+                found.append(self.lookup_lease(lease_id, namespace=namespace) if refused_ else self._times(answer))
+            except VaultError as error:
+                found.append(error)
+        return found
+
+    def _times(self, answer: requests.Response) -> LeaseTimes | None:
+        if answer.status_code == 400 and "invalid lease" in texts(answer):
+            return None
+        if answer.status_code == 404 and "namespace not found" in texts(answer):
+            # whoever deletes a namespace ends its leases; the account's own is there, since it has logged in
             return None
         lease = self._decode(self._data(answer, "sys/leases/lookup"), _Lease)
         issued_at = _utc(lease.issue_time)
         if issued_at is None:
-            raise self._not_vault("a lease without an issue time")
+            raise not_vault(self.address, "a lease without an issue time")
         return LeaseTimes(
             lease_id=lease.id,
             issued_at=issued_at,
@@ -281,10 +373,10 @@ class VaultClient:
             last_renewal_at=_utc(lease.last_renewal),
             renewable=lease.renewable,
             ttl_seconds=lease.ttl,
-            revoke_error=_clean(lease.revoke_error) if lease.revoke_error else None,
+            revoke_error=clean(lease.revoke_error) if lease.revoke_error else None,
         )
 
-    def list_leases(self, prefix: str) -> list[str]:
+    def list_leases(self, prefix: str, *, namespace: str = "") -> list[str]:
         """One level below `prefix`: names of leases, and of folders, which end in "/". Nothing there is an empty list.
 
         https://developer.hashicorp.com/vault/api-docs/system/leases#list-leases
@@ -293,19 +385,25 @@ class VaultClient:
         return self._list(
             _path("sys/leases/lookup", *([prefix] if root else [])) + "/",
             needs=["list", "sudo"],
-            rule=f"sys/leases/lookup/{root}/*" if root else "sys/leases/lookup/*",
+            rule=self._rule(namespace, f"sys/leases/lookup/{root}/*" if root else "sys/leases/lookup/*"),
+            adapter=self._inside(namespace),
         )
 
-    def walk_leases(self, prefix: str) -> Iterator[str]:
-        """Every whole lease id below `prefix`; one request per folder."""
-        folders = [prefix.strip("/") + "/" if prefix.strip("/") else ""]
-        while folders:
-            folder = folders.pop()
-            for name in self.list_leases(folder):
-                if name.endswith("/"):
-                    folders.append(folder + name)
-                else:
-                    yield folder + name
+    def irrevocable_leases(self, *, namespace: str = "") -> list[IrrevocableLease]:
+        """Every lease of the namespace that Vault has given up to revoke.
+
+        https://developer.hashicorp.com/vault/api-docs/system/leases#list-irrevocable-leases
+        """
+        data = self._request(
+            "get",
+            "sys/leases",
+            needs=["read", "sudo"],
+            rule=self._rule(namespace, "sys/leases"),
+            adapter=self._inside(namespace),
+            params={"type": "irrevocable", "limit": "none"},
+        )
+        found = self._decode(data, _IrrevocableList).leases or []
+        return [IrrevocableLease(lease.lease_id, clean(lease.error)) for lease in found]
 
     def revoke_lease(self, lease_id: str) -> str | None:
         """Revoke one lease and wait for it. Returns the request id where the answer has one (a 204 has none).
@@ -323,7 +421,7 @@ class VaultClient:
             json={"sync": True},
             timeout=max(REVOKE_TIMEOUT_SECONDS, self._timeout_seconds),
         )
-        text = _clean(self._errors(answer))
+        text = clean(texts(answer))
         if answer.status_code == 400 or (answer.status_code == 500 and "revoke" in text):
             raise RevocationFailed(
                 f"Vault at {self.address} could not revoke the lease, which stays valid: {text}",
@@ -345,12 +443,18 @@ class VaultClient:
         ).hash
 
     def audit_devices(self) -> list[str]:
-        """Paths of the enabled devices, without the slash at the end.
+        """Paths of the enabled devices, without the slash at the end."""
+        return sorted(self.audit_device_options())
+
+    def audit_device_options(self) -> dict[str, dict[str, str]]:
+        """Path of each enabled device -> its options, as in {"file-a": {"file_path": "/…", "elide_list_responses": "true"}}.
 
         https://developer.hashicorp.com/vault/api-docs/system/audit#list-enabled-audit-devices
         """
         data = self._request("get", "sys/audit", needs=["read", "sudo"])
-        return sorted(name.rstrip("/") for name in self._decode(data, dict[str, Any]))
+        return {
+            name.rstrip("/"): device.options or {} for name, device in self._decode(data, dict[str, _Device]).items()
+        }
 
     # -- database mounts
 
@@ -416,15 +520,16 @@ class VaultClient:
         answer = self._send("post", path, json=dict(zip(names, (login.role, secret), strict=True)))
         if answer.status_code in {400, 401, 403, 404}:
             raise VaultLoginFailed(
-                f"Vault at {self.address} refused the {login.method} log-in at {path}: {_clean(self._errors(answer))}",
+                f"Vault at {self.address} refused the {login.method} log-in at {path}: {clean(texts(answer))}",
                 f"Check that the auth method is enabled at auth/{login.mount}, that its role"
                 + (f" {login.role}" if login.method == "kubernetes" else "")
                 + " exists and admits this account, and that the secret is current.",
             )
         auth = self._envelope(answer, path).auth
         if auth is None:
-            raise self._not_vault("a log-in without a token")
+            raise not_vault(self.address, "a log-in without a token")
         self._adapter.token = auth.client_token
+        self._know_self(auth.policies, auth.metadata)
         self._keep(auth.lease_duration, renewable=auth.renewable)
 
     def _take_token(self, token: str) -> None:
@@ -446,7 +551,7 @@ class VaultClient:
         """Seconds that the token still lives (0: for ever, or not told), and whether it can be renewed."""
         answer = self._send("get", "auth/token/lookup-self")
         if answer.status_code == 403:
-            if _says_invalid_token(self._errors(answer)):
+            if says_invalid_token(texts(answer)):
                 raise VaultLoginFailed(
                     f"Vault at {self.address} does not accept the token: it is wrong, expired or revoked",
                     "Put a valid token into the secret that leasehold.toml names; it is read again at the next try.",
@@ -454,7 +559,12 @@ class VaultClient:
             # a good token whose policies hide its own TTL
             return 0, False
         found = self._decode(self._data(answer, "auth/token/lookup-self"), _Self)
+        self._know_self(found.policies, found.meta)
         return found.ttl, found.renewable
+
+    def _know_self(self, policies: list[str] | None, metadata: dict[str, str] | None) -> None:
+        """How much of each line of the audit log says who this is: policies stand there twice, and once those that granted."""
+        self._identity = 2 * len(msgspec.json.encode(policies or [])) + len(msgspec.json.encode(metadata or {}))
 
     def _renew(self) -> None:
         """https://developer.hashicorp.com/vault/api-docs/auth/token#renew-a-token-self"""
@@ -466,7 +576,7 @@ class VaultClient:
             # ended, or not allowed to renew: perhaps the secret holds another one by now
             self._log_in()
         else:
-            raise self._refused(answer, path)
+            raise refused(self.address, answer, path)
 
     def _keep(self, ttl_seconds: int, *, renewable: bool) -> None:
         self._renewable = renewable
@@ -475,10 +585,26 @@ class VaultClient:
 
     # -- requests
 
-    def _list(self, path: str, *, needs: list[str], rule: str | None = None) -> list[str]:
-        answer = self._answer("list", path, needs=needs, rule=rule)
+    def _inside(self, namespace: str) -> RawAdapter:
+        """The adapter for requests in this namespace, with the token that holds now; by default the account's own."""
+        namespace = namespace.strip("/")
+        if not namespace or namespace == (self._adapter.namespace or "").strip("/"):
+            return self._adapter
+        if namespace not in self._adapters:
+            self._adapters[namespace] = RawAdapter.from_adapter(self._adapter)
+            self._adapters[namespace].namespace = namespace
+        self._adapters[namespace].token = self._adapter.token
+        return self._adapters[namespace]
+
+    def _rule(self, namespace: str, path: str) -> str:
+        """The path as the policy of this account has to name it."""
+        own = (self._adapter.namespace or "").strip("/")
+        return f"{namespace.strip('/').removeprefix(own).strip('/')}/{path}".lstrip("/")
+
+    def _list(self, path: str, *, needs: list[str], rule: str | None = None, **sent: Any) -> list[str]:
+        answer = self._answer("list", path, needs=needs, rule=rule, **sent)
         # nothing there and a mount that is not there answer 404 both; only the second says so
-        if answer.status_code == 404 and not self._errors(answer):
+        if answer.status_code == 404 and not texts(answer):
             return []
         return self._decode(self._data(answer, path), _Keys).keys
 
@@ -490,20 +616,18 @@ class VaultClient:
     ) -> requests.Response:
         """Send with the token. A 403 becomes VaultDenied, naming the policy line, after at most one new login."""
         self._ensure_token()
+        if adapter := sent.get("adapter"):
+            adapter.token = self._adapter.token
         answer = self._send(method, path, **sent)
         if answer.status_code == 403:
             age = time.monotonic() - self._logged_in_at
-            if _says_invalid_token(self._errors(answer)) or age > FRESH_TOKEN_SECONDS:
+            if says_invalid_token(texts(answer)) or age > FRESH_TOKEN_SECONDS:
                 self._log_in()
+                if adapter := sent.get("adapter"):
+                    adapter.token = self._adapter.token
                 answer = self._send(method, path, **sent)
         if answer.status_code == 403:
-            words = ", ".join(f'"{word}"' for word in needs)
-            raise VaultDenied(
-                f"Vault at {self.address} denies {' and '.join(needs)} on {path}",
-                f'Add to the policy of this account: path "{rule or path}" {{ capabilities = [{words}] }}'
-                " (see deploy/vault/).",
-                path,
-            )
+            raise denied(self.address, path, needs=needs, rule=rule or path)
         return answer
 
     def _send(self, method: str, path: str, *, adapter: RawAdapter | None = None, **sent: Any) -> requests.Response:
@@ -513,8 +637,11 @@ class VaultClient:
             )
         except (requests.RequestException, LocationParseError, UnicodeError) as error:
             # requests lets the last two through for a host name that cannot be encoded
-            cause, fix = _why_unreachable(error)
+            cause, fix = why_unreachable(error)
             raise VaultUnreachable(f"Vault at {self.address} cannot be reached: {cause}", fix) from error
+        if self._on_sent is not None and adapter is not self._public:
+            keys = answer.content.count(b'","') + 1 if method == "list" and answer.status_code == 200 else 0
+            self._on_sent(Sent(method, path, self._identity, keys))
         return answer
 
     def _data(self, answer: requests.Response, path: str) -> bytes:
@@ -524,7 +651,7 @@ class VaultClient:
         if answer.status_code == 204:
             return _Envelope()
         if answer.status_code not in {200, 202}:
-            raise self._refused(answer, path)
+            raise refused(self.address, answer, path)
         envelope = self._decode(answer.content, _Envelope)
         if envelope.request_id:
             self.last_request_id = envelope.request_id
@@ -532,129 +659,22 @@ class VaultClient:
                 self._on_request_id(envelope.request_id)
         return envelope
 
-    def _refused(self, answer: requests.Response, path: str) -> VaultError:
-        """The error for a status that is neither success nor 403."""
-        status, text, vault = answer.status_code, _clean(self._errors(answer)), f"Vault at {self.address}"
-        if status in {501, 503} and ("sealed" in text or "initialized" in text):
-            return self._closed(sealed="sealed" in text)
-        if 300 <= status < 400:
-            return VaultUnreachable(
-                f"{vault} redirects to another address",
-                "Write the address of the active node, or of the load balancer before it, into leasehold.toml.",
-            )
-        if status == 429:
-            return VaultUnreachable(
-                f"{vault} answers that there are too many requests", "Raise its rate limit quota for this account."
-            )
-        if status in {412, 472, 473} or (status == 503 and "standby" in text):
-            return VaultUnreachable(
-                f"{vault} is a standby that cannot answer", "Use the address of the active node in leasehold.toml."
-            )
-        if not _is_vaults(answer):
-            return VaultUnreachable(
-                f"{self.address} answers {status}, but not as Vault does{': ' + text if text else ''}",
-                "Check the address, scheme (http or https) and port in leasehold.toml.",
-            )
-        if status >= 500:
-            return VaultUnreachable(f"{vault} answers {status} to {path}: {text}", "Look into Vault's own log.")
-        if status == 404:
-            return VaultError(
-                f"{vault} has nothing at {path}{': ' + text if text else ''}",
-                "Check the mount's path in leasehold.toml and that it is enabled in Vault.",
-            )
-        return VaultError(
-            f"{vault} rejects the request to {path} ({status}): {text}", "Check the names in leasehold.toml."
-        )
-
-    def _closed(self, *, sealed: bool) -> VaultSealed:
-        if sealed:
-            return VaultSealed(
-                f"Vault at {self.address} is sealed", "Unseal it: `bao operator unseal` or `vault operator unseal`."
-            )
-        return VaultSealed(
-            f"Vault at {self.address} is not initialised", "Initialise and unseal it: `bao operator init`."
-        )
-
-    def _not_vault(self, what: str) -> VaultUnreachable:
-        return VaultUnreachable(
-            f"{self.address} answers, but not as Vault does: {what}", "Check the address in leasehold.toml."
-        )
-
     def _decode(self, content: bytes, shape: type[_Read]) -> _Read:
         try:
             return msgspec.json.decode(content, type=shape)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             # the decoder's text names fields and types, never values
-            raise self._not_vault(str(error)[:_MAX_TEXT]) from error
-
-    def _errors(self, answer: requests.Response) -> str:
-        """Vault's own error text, or the answer's plain text; not yet cleaned."""
-        try:
-            return "; ".join(msgspec.json.decode(answer.content, type=_Errors).errors)
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            plain = answer.headers.get("Content-Type", "").startswith("text/plain")
-            return answer.content[:_MAX_TEXT].decode(errors="replace") if plain else ""
-
-
-def _is_vaults(answer: requests.Response) -> bool:
-    try:
-        msgspec.json.decode(answer.content, type=_Errors)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return False
-    return True
-
-
-def _says_invalid_token(text: str) -> bool:
-    """A missing capability comes as "1 error occurred: * permission denied", a bad token bare or as "invalid token"."""
-    return "invalid token" in text or "bad token" in text or text.strip() == "permission denied"
+            raise not_vault(self.address, str(error)[:MAX_TEXT]) from error
 
 
 def _path(*parts: str) -> str:
     """The parts as one quoted path. Raises ValueError for steps that would leave the path they are put under."""
     joined = "/".join(part.strip("/") for part in parts)
     if any(step in {"", ".", ".."} for step in joined.split("/")):
-        raise ValueError(f"{joined[:_MAX_TEXT]!r} is no path in Vault")
+        raise ValueError(f"{joined[:MAX_TEXT]!r} is no path in Vault")
     return quote(joined, safe="/")
 
 
 def _utc(moment: datetime | None) -> datetime | None:
     """In UTC; None for Go's zero time, which stands for "never"."""
     return None if moment is None or moment.year <= 1 else moment.astimezone(UTC)
-
-
-def _clean(text: str) -> str:
-    """On one line, without what looks like a secret, at most _MAX_TEXT characters."""
-    line = re.sub(r"^\d+ errors? occurred: \* ", "", " ".join(text.split()))
-    line = _SECRETS.sub("[removed]", line)
-    return line if len(line) <= _MAX_TEXT else line[: _MAX_TEXT - 1] + "…"
-
-
-def _why_unreachable(error: Exception) -> tuple[str, str]:
-    address = "Check the vault's address in leasehold.toml and that Vault runs."
-    text = str(error)
-    if isinstance(error, requests.exceptions.SSLError):
-        reason = re.search(r"certificate verify failed: ([^(]*)", text)
-        if reason:
-            return (
-                f"its certificate is not trusted ({reason[1].strip()})",
-                "Set ca_file in leasehold.toml to the CA that signed it, and use a host name that it names.",
-            )
-        return "TLS failed", "Check the scheme (http or https) and port of the address in leasehold.toml."
-    if isinstance(error, requests.exceptions.ConnectTimeout):
-        return "no connection in time", "Check address, routes and firewalls between here and Vault."
-    if isinstance(error, requests.exceptions.Timeout):
-        return (
-            "it took too long to answer",
-            "Look at Vault's load, its storage and its audit devices (each can block it).",
-        )
-    if isinstance(error, _BAD_ADDRESS):
-        return "its address is no URL", "Write http(s)://HOST:PORT into leasehold.toml."
-    if isinstance(error, requests.exceptions.InvalidSchema):
-        return "its address is neither http nor https", "Write http(s)://HOST:PORT into leasehold.toml."
-    if "resolve" in text or "Name or service" in text:
-        return "its host name cannot be resolved", "Check the host name in leasehold.toml and the DNS."
-    if "refused" in text:
-        return "connection refused", address
-    if isinstance(error, OSError) and "unreachable" in text:
-        return "network unreachable", "Check address, routes and firewalls between here and Vault."
-    return "the connection broke", address

@@ -17,6 +17,7 @@ from django.db import transaction
 from django.utils import timezone
 
 from leases import clients, inventory, kube
+from leases.errors import Doubt
 from leases.inventory import Sight
 from leases.kube import Change, Kind, KubeClient, KubeDenied, KubeError, KubeGone, KubeNotServed
 from leases.models import Cluster, WatchedKind, WatchPeriod
@@ -107,11 +108,11 @@ def listed(cluster: Cluster, part: Part, client: KubeClient, states: dict[str, W
     return True
 
 
-def missing_rules(cluster: Cluster) -> tuple[str, str]:
-    """What of a cluster is not watched and why, and how to mend it; empty where all is."""
+def missing_rules(cluster: Cluster) -> Doubt | None:
+    """What of a cluster is not watched and why, and how to mend it; None where all is."""
     states = list(WatchedKind.objects.filter(cluster=cluster).exclude(cause="").order_by("kind"))
     causes, fixes = [state.cause for state in states], dict.fromkeys(state.fix for state in states)
-    return ". ".join(causes), " ".join(fixes)
+    return Doubt(". ".join(causes), " ".join(fixes)) if states else None
 
 
 def list_all(cluster: Cluster, client: KubeClient) -> None:

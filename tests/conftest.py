@@ -36,9 +36,9 @@ def _nothing_interned() -> None:
 @pytest.fixture
 def configured(world: "World", db: None) -> "World":
     """The world as `manage.py configure` knows it, with every stream read up to now and the watch begun."""
-    from tests import observed
+    from tests import workers
 
-    observed.configure(world)
+    workers.configure(world)
     return world
 
 

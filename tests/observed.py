@@ -1,61 +1,141 @@
-"""What the workers do, called in turn by tests that decide when: a configured world, its streams read, its pods watched."""
+"""A vault that is watched with the delivered policy through an AppRole, and leases by the thousand: its roles create nothing in the database."""
 
+import http.client
+import threading
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import hvac
 from django.utils import timezone
+from psycopg.conninfo import conninfo_to_dict
 
-from audit import attribute, configuration, follow
+from audit import configuration, follow, intern
 from audit.ingest import ingest, position_of
 from audit.models import Stream
-from leases import clients, lookups, watch
+from demo import databases
+from demo.openbao import OpenBao
+from demo.postgres import Postgres
 from leases.configuration import load
-from leases.models import Cluster, Lease, Vault
-from tests.world import TestPod, World
+from leases.models import Vault
+
+ACCOUNT = "leasehold-observe"
+POLICIES = Path(__file__).resolve().parent.parent / "deploy" / "vault"
+ROLES = ("many", "few")
 
 
-def configure(world: World) -> None:
-    """The world as `manage.py configure` knows it, with every stream read up to now and the watch begun."""
-    file = world.folder / "leasehold.toml"
-    file.write_text(world.toml())
-    configuration.apply(load(file))
-    for stream in Stream.objects.all():
-        end = Path(stream.path).stat().st_size
-        chunk = follow.read(Path(stream.path), follow.Position(offset=end))
-        Stream.objects.filter(pk=stream.pk).update(
-            file_inode=chunk.position.inode, file_start=chunk.position.start, offset=chunk.position.offset
+@dataclass(slots=True)
+class Observed:
+    server: OpenBao
+    postgres: Postgres
+    admin: hvac.Client
+    folder: Path
+
+    def mount(self, *, namespace: str = "") -> None:
+        """A database mount whose roles ROLES make leases fast, and `stuck`, whose leases cannot be revoked."""
+        client = hvac.Client(self.server.address, token=self.server.root_token, namespace=namespace or None, timeout=30)
+        client.sys.enable_secrets_engine("database", path="database")
+        account = databases.connection_account("orders")
+        client.secrets.database.configure(
+            name="orders",
+            plugin_name="postgresql-database-plugin",
+            allowed_roles=["*"],
+            connection_url=f"postgresql://{{{{username}}}}:{{{{password}}}}@127.0.0.1:{self.postgres.port}/orders",
+            username=account,
+            password=conninfo_to_dict(self.postgres.dsn(account))["password"],
+            max_open_connections=16,
+            max_idle_connections=16,
         )
-    watch.list_all(Cluster.objects.get(), clients.kube(Cluster.objects.get()))
-    for mount in ("database",):
-        lookups.read_roles(Vault.objects.get(), mount, clients.observer(Vault.objects.get()))
+        for role in (*ROLES, "stuck"):
+            client.secrets.database.create_role(
+                name=role,
+                db_name="orders",
+                creation_statements=["SELECT 1"],
+                renew_statements=["SELECT 1"],
+                revocation_statements=["SELECT no_such_function()" if role == "stuck" else "SELECT 1"],
+                default_ttl="2s" if role == "stuck" else "1h",
+                max_ttl="3h",
+            )
+
+    def issue(self, role: str, *, namespace: str = "") -> str:
+        path = f"/v1/{namespace}/database/creds/{role}" if namespace else f"/v1/database/creds/{role}"
+        answer: Any = self.admin.adapter.get(path)
+        return str(answer["lease_id"])
+
+    def issue_many(self, role: str, count: int, *, connections: int = 16) -> None:
+        """So many leases, through several connections at once."""
+        failed: list[bytes] = []
+
+        def work(share: int) -> None:
+            connection = http.client.HTTPConnection(self.server.address.removeprefix("http://"), timeout=60)
+            for _ in range(share):
+                connection.request(
+                    "GET", f"/v1/database/creds/{role}", headers={"X-Vault-Token": self.server.root_token}
+                )
+                answer = connection.getresponse()
+                text = answer.read()
+                if answer.status != 200:
+                    failed.append(text)
+                    return
+            connection.close()
+
+        shares = [count // connections + (n < count % connections) for n in range(connections)]
+        threads = [threading.Thread(target=work, args=(share,)) for share in shares]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failed, failed[0][:300]
+
+    def configure(self, *, address: str = "", more: str = "") -> Vault:
+        """As `manage.py configure` does, with every stream read up to now."""
+        devices = "".join(
+            f'[[vaults.devices]]\nname = "{name}"\nnodes = [{{ name = "bao-0", path = "{path}" }}]\n'
+            for name, path in sorted(self.server.audit_logs.items())
+        )
+        file = self.folder / "leasehold.toml"
+        file.write_text(
+            f'[[vaults]]\nname = "demo"\naddress = "{address or self.server.address}"\n{more}\n'
+            f'[vaults.observe]\nmethod = "approle"\nmount = "approle"\nrole = "{ACCOUNT}"\n'
+            f'secret = {{ file = "{self.folder / "secret-id"}" }}\n{devices}'
+        )
+        configuration.apply(load(file))
+        intern.forget()
+        self.skip()
+        return Vault.objects.get()
+
+    def skip(self) -> None:
+        """Leaves unread what was written so far."""
+        for stream in Stream.objects.all():
+            end = Path(stream.path).stat().st_size
+            at = follow.read(Path(stream.path), follow.Position(offset=end)).position
+            Stream.objects.filter(pk=stream.pk).update(file_inode=at.inode, file_start=at.start, offset=at.offset)
+
+    def read(self) -> None:
+        """What the readers do."""
+        for stream in Stream.objects.select_related("device__vault").order_by("id"):
+            before = position_of(stream)
+            while (chunk := follow.read(Path(stream.path), before)).lines:
+                ingest(stream.pk, chunk, expected=before, now=timezone.now())
+                before = chunk.position
+
+    def written(self) -> int:
+        """Bytes of audit log so far, of all devices."""
+        return sum(path.stat().st_size for path in self.server.audit_logs.values())
 
 
-def read_streams(*, only: str | None = None) -> None:
-    for stream in Stream.objects.select_related("device__vault").order_by("id"):
-        if only and stream.device.name != only:
-            continue
-        before = position_of(stream)
-        while True:
-            chunk = follow.read(Path(stream.path), before)
-            if not chunk.lines:
-                break
-            ingest(stream.pk, chunk, expected=before, now=timezone.now())
-            before = chunk.position
-
-
-def catch_up() -> None:
-    """What the workers do in a few seconds."""
-    watch.follow(Cluster.objects.get(), seconds=0, on_change=lambda: None)
-    attribute.attribute(attribute.open_leases(), now=timezone.now())
-
-
-def issue(pod: TestPod) -> str:
-    pod.log_in()
-    lease_id = pod.read_credentials()["lease_id"]
-    read_streams()
-    return str(lease_id)
-
-
-def look_up(lease_id: str) -> Lease:
-    """The lease, after every lookup that is due."""
-    lookups.look_up_due(Vault.objects.get(), now=timezone.now())
-    return Lease.objects.get(lease_id=lease_id)
+def prepare(server: OpenBao, postgres: Postgres, folder: Path) -> Observed:
+    folder.mkdir(parents=True, exist_ok=True)
+    admin = hvac.Client(server.address, token=server.root_token, timeout=60)
+    databases.prepare(postgres)
+    observed = Observed(server, postgres, admin, folder)
+    observed.mount()
+    admin.sys.create_or_update_policy(ACCOUNT, (POLICIES / f"{ACCOUNT}.hcl").read_text())
+    admin.sys.enable_auth_method("approle")
+    admin.write_data(
+        f"auth/approle/role/{ACCOUNT}", data={"token_policies": [ACCOUNT], "token_no_default_policy": True}
+    )
+    admin.write_data(f"auth/approle/role/{ACCOUNT}/role-id", data={"role_id": ACCOUNT})
+    made: Any = admin.write_data(f"auth/approle/role/{ACCOUNT}/secret-id")
+    (folder / "secret-id").write_text(made["data"]["secret_id"])
+    return observed

@@ -16,9 +16,9 @@ from audit.blocks import lines_of
 from audit.ingest import ingest
 from audit.models import AttributionChange, Event, RawBlock, Sighting, Stream, Token, What
 from demo import workloads
-from leases import clients, lookups, revoke, watch
+from leases import clients, lists, lookups, revoke, watch
 from leases.models import Certainty, Cluster, Database, Lease, LeaseState, Login, Pod, PodAddress, Revocation, Vault
-from tests.observed import catch_up, issue, read_streams
+from tests.workers import catch_up, issue, read_streams
 from tests.world import TestPod, World
 
 pytestmark = pytest.mark.django_db
@@ -276,7 +276,7 @@ def test_a_list_finds_leases_that_no_event_told_of(configured: World) -> None:
     pod = configured.pod("storefront")
     pod.log_in()
     lease_id = pod.read_credentials()["lease_id"]
-    counts = lookups.reconcile(Vault.objects.get(), now=timezone.now())
+    counts = lists.reconcile(Vault.objects.get(), now=timezone.now())
     assert counts["new"] >= 1
     lease = Lease.objects.get(lease_id=lease_id)
     assert (lease.certainty, lease.request_id) == (Certainty.UNKNOWN, "")

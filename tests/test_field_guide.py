@@ -17,7 +17,7 @@ from audit.models import Event, Hash, Kind, Token
 from demo import vault_setup
 from leases import clients
 from leases.models import Certainty, Lease, LeaseState, Login, Vault
-from tests.observed import catch_up, issue, look_up, read_streams
+from tests.workers import catch_up, issue, look_up, read_streams
 from tests.world import TestPod, World
 
 pytestmark = pytest.mark.django_db

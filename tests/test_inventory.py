@@ -270,7 +270,7 @@ def test_without_the_rules_for_owners_pods_are_watched_and_the_missing_rules_are
     driver.grant_reader(place.api, "leasehold", "leasehold")
     WatchedKind.objects.filter(cluster=cluster).update(retry_at=timezone.now())
     follow(cluster)
-    assert watch.missing_rules(cluster) == ("", "")
+    assert watch.missing_rules(cluster) is None
     assert all(finding.ok and not finding.hint for finding in doctor.clusters())
 
 
@@ -331,7 +331,7 @@ def test_an_operators_resources_are_watched_once_it_is_installed_also_under_the_
     follow(cluster)
     sync = SecretSync.objects.get()
     assert (sync.kind, sync.secret, sync.paths) == ("ExternalSecret", "web-db", ["database/creds/web"])
-    assert watch.missing_rules(cluster) == ("", "")
+    assert watch.missing_rules(cluster) is None
 
 
 def test_a_cluster_whose_pods_may_not_be_seen_is_failing(place: Place, tmp_path: Path) -> None:
@@ -354,7 +354,9 @@ def test_a_broken_watch_of_another_kind_stops_no_pod(place: Place, tmp_path: Pat
     uid = place.pod("steady", ip="10.9.0.7")
     follow(cluster)
     assert Pod.objects.filter(cluster=cluster, uid=uid).exists()
-    assert "jobs.batch" in watch.missing_rules(cluster)[0]
+    doubt = watch.missing_rules(cluster)
+    assert doubt is not None
+    assert "jobs.batch" in doubt.cause
 
 
 # Very many

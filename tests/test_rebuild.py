@@ -13,7 +13,7 @@ from django.utils import timezone
 
 from audit import ingest, rebuild, tasks
 from audit.models import AttributionChange, Device, RawBlock, Stream
-from leases import lookups
+from leases import lists, lookups
 from leases.models import ActionStep, AuthMount, Lease, Login, Policy, Revocation, Vault
 from leases.vault import LeaseTimes
 from tests import factories, scenario
@@ -69,7 +69,7 @@ def api_told(*, now: datetime) -> None:
     )
     lookups.end_gone(second, now=now)
     Lease.objects.filter(pk=first.pk).update(database_user="v-known-by-its-hash")
-    lookups.take_in(vault, "database/creds/my-role/listed-and-never-read", now=now)
+    lists.take_in(vault, "database/creds/my-role/listed-and-never-read", now=now)
     action = factories.action(first, state="verified")
     factories.step(action, first, "Vault answered")
     # enabled anew, as far as the product knows: what comes now is of another salt
@@ -235,7 +235,7 @@ def test_a_list_that_comes_meanwhile_is_no_obstacle(scene: Scene) -> None:
             # what another connection would have committed
             with connection.cursor() as cursor:
                 cursor.execute("ALTER TABLE pg_temp.leases_lease RENAME TO hidden")
-            came.append(lookups.take_in(vault, lease_id, now=timezone.now()))
+            came.append(lists.take_in(vault, lease_id, now=timezone.now()))
             with connection.cursor() as cursor:
                 cursor.execute("ALTER TABLE pg_temp.hidden RENAME TO leases_lease")
 

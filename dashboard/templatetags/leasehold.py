@@ -31,6 +31,7 @@ STATES = {
 }
 STATUSES = {
     "ok": ("check", "good", "answers"),
+    "limited": ("stale", "warn", "answers in part"),
     "failing": ("alarm", "bad", "fails"),
     "stale": ("stale", "warn", "stale"),
     "waiting": ("unknown", "plain", "not asked yet"),
@@ -137,6 +138,15 @@ def legend() -> SafeString:
 def grouped(number: int) -> str:
     """12,345,678"""
     return f"{number:,}"
+
+
+@register.filter
+def size(count: int) -> str:
+    """Bytes as people read them: 950 B, 3.9 MB, 8.5 GB."""
+    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= factor:
+            return f"{count / factor:.1f} {unit}"
+    return f"{count} B"
 
 
 @register.filter

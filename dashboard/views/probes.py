@@ -57,7 +57,7 @@ def metrics(request: HttpRequest) -> HttpResponse:
 
 def _told(source: Source) -> dict[str, object]:
     told: dict[str, object] = {"ok": source.ok, "status": source.status}
-    return told if source.ok else told | {"cause": source.cause, "fix": source.fix}
+    return told if not source.cause else told | {"cause": source.cause, "fix": source.fix}
 
 
 def _broker() -> dict[str, object]:

@@ -24,11 +24,14 @@ def index(request: PageRequest) -> HttpResponse:
         return HttpResponse(status=204)
     status = {(source.kind, source.name): source for source in queries.sources(now=now)}
     streams = audit.queries.stream_statuses(now=now)
+    costs, put_off = queries.costs(now=now), queries.put_off_lists()
     days = audit.queries.last_day([item.stream for item in streams], now=now)
     context = {
         "now": now,
         "version": version,
-        "vaults": [(row, status["vault", row.name]) for row in queries.vaults()],
+        "vaults": [
+            (row, status["vault", row.name], costs.get(row.pk), put_off.get(row.pk, [])) for row in queries.vaults()
+        ],
         "clusters": [(row, status["cluster", row.name]) for row in queries.clusters()],
         "auth_mounts": queries.auth_mounts(),
         "databases": [(row, status.get(("database", queries.database_key(row)))) for row in queries.databases()],

@@ -12,6 +12,23 @@ path "sys/leases/lookup/database/*" {
   capabilities = ["list", "sudo"]
 }
 
+# Leases that Vault has given up to revoke, each with its error; Vault demands sudo. Nothing else can be read there.
+path "sys/leases" {
+  capabilities = ["read", "sudo"]
+}
+
+# Where leases of child namespaces are watched too (`namespaces` in leasehold.toml): the same three rules below each of them, here
+# of all children. Write `path "team-a/…"` instead to name one.
+# path "+/sys/leases/lookup" {
+#   capabilities = ["update"]
+# }
+# path "+/sys/leases/lookup/database/*" {
+#   capabilities = ["list", "sudo"]
+# }
+# path "+/sys/leases" {
+#   capabilities = ["read", "sudo"]
+# }
+
 # How an audit device would write a value: joins a lease id or a database user to lines of the log, where they stand hashed.
 path "sys/audit-hash/*" {
   capabilities = ["update"]

@@ -1,6 +1,7 @@
 """Tables of what is watched (vaults, clusters, databases), who could hold a lease (pods, logins), the ledger and the actions."""
 
 from leases.models.actions import Action, ActionStep, Revocation
+from leases.models.costs import ApiCost, RoleList
 from leases.models.ledger import Certainty, EndReason, Lease, LeaseState, Login
 from leases.models.pods import (
     Pod,
@@ -18,6 +19,7 @@ from leases.models.sources import AuthMount, Cluster, Database, DatabaseRole, Po
 __all__ = [
     "Action",
     "ActionStep",
+    "ApiCost",
     "AuthMount",
     "Certainty",
     "Cluster",
@@ -33,6 +35,7 @@ __all__ = [
     "PodOwner",
     "Policy",
     "Revocation",
+    "RoleList",
     "SecretSync",
     "ServiceAccount",
     "SourceState",

@@ -160,6 +160,12 @@ class Lease(models.Model):
                 name="lease_due",
                 condition=~Q(state="ended") & ~Q(lookup_due_at=None),
             ),
+            # lists.take_list(): what a role should still have
+            models.Index(
+                fields=["vault", "vault_namespace", "mount", "role"],
+                name="lease_live_of_role",
+                condition=~Q(state="ended"),
+            ),
             # attribute.open_leases()
             models.Index(fields=["id"], name="lease_unattributed", condition=Q(attribution_open=True)),
             # ledger: join with the read's event

@@ -50,7 +50,23 @@ class Vault(models.Model):
     respond = models.JSONField(null=True)
     # taken out of the configuration: kept for its history, no longer polled
     retired = models.BooleanField(default=False)
+    # when the last round of lists that came to its end began; None asks for one at once
     reconciled_at = models.DateTimeField(null=True)
+    # when the running round began; None while none runs
+    round_at = models.DateTimeField(null=True)
+    # child namespaces whose leases are watched too; others are learned from events
+    namespaces = models.JSONField(default=list)
+    lookups_per_second = models.PositiveIntegerField(default=600)
+    # how many bytes of audit log LIST may cause within an hour, over all devices
+    audit_bytes_per_hour = models.PositiveBigIntegerField(default=64_000_000)
+    # whether the active node may be asked at the address that a standby names
+    follow_leader = models.BooleanField(default=True)
+    # of the active node, where `address` leads to a standby
+    active_address = models.TextField(blank=True)
+    # how many devices write each request down, as Vault says
+    audit_devices = models.PositiveSmallIntegerField(default=1)
+    # and how many of these write down what a LIST answers (without elide_list_responses)
+    listing_devices = models.PositiveSmallIntegerField(default=1)
 
     def __str__(self) -> str:
         return self.name
@@ -129,7 +145,10 @@ class SourceKind(models.TextChoices):
 
 
 class SourceState(models.Model):
-    """How one source answered last: the cause and the fix where it did not, and when it is asked again."""
+    """How one source answered last: the cause and the fix where it did not, and when it is asked again.
+
+    A source that is ok and has a cause answers, but not everything can be learned from it.
+    """
 
     kind = models.TextField(choices=SourceKind)
     name = models.TextField()

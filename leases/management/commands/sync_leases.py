@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
-from leases import clients, lookups
+from leases import clients, lists, lookups, meter
 from leases.models import Vault
 from leases.vault import VaultError
 
@@ -25,17 +25,18 @@ class Command(BaseCommand):
             names = ", ".join(Vault.objects.filter(retired=False).order_by("name").values_list("name", flat=True))
             raise CommandError(f"No vault is named {options['vault']!r}; there are: {names or 'none. Run configure.'}")
         try:
-            counts = lookups.reconcile(vault, now=timezone.now())
-            counts["looked_up"] = 0
-            while done := lookups.look_up_due(vault, now=timezone.now()):
-                counts["looked_up"] += done
+            # from its beginning, wherever a worker is with its own
+            vault.round_at = None
+            counts = lists.reconcile(vault, now=timezone.now())
+            counts["looked_up"] = lookups.look_up_due(vault, now=timezone.now(), seconds=float("inf"))
         except (VaultError, clients.NotConfigured) as error:
             raise CommandError(str(error)) from error
+        finally:
+            meter.flush(now=timezone.now())
         if options["json"]:
             self.stdout.write(json.dumps(counts))
         else:
             self.stdout.write(
-                "{listed} leases listed, {new} of them new, {missing} no longer there, {looked_up} looked up".format(
-                    **counts
-                )
+                "{listed} leases listed, {new} of them new, {missing} no longer there, {looked_up} looked up, "
+                "lists of {put_off} roles put off (the sources page says why)".format(**counts)
             )
