@@ -14,6 +14,7 @@ from django.utils import timezone
 from kombu.exceptions import OperationalError
 
 from audit import follow, heads, retention
+from audit.findings import queries as findings
 from audit.ingest import position_of
 from audit.models import Housekeeping, Signing, Stream
 from leases import checks
@@ -63,6 +64,7 @@ def examine() -> Iterator[Finding]:
         yield _try("workers", workers)
     yield _try("configuration", configured)
     yield _try("housekeeping", house)
+    yield _try("findings", looked)
     signed = _try("signed heads", signed_heads)
     yield signed if not signed.ok or Policy.current().heads_key else replace(signed, hint=UNSIGNED)
     # before the vaults, whose log-in may wait for a cluster's TokenReview
@@ -186,6 +188,16 @@ def house() -> None:
     if house is None or now - house.kept_at > LONGEST_UNKEPT:
         since = f"since {house.kept_at:%Y-%m-%d %H:%M} UTC" if house else "so far"
         raise _Wrong(f"Housekeeping has not come to its end {since}", start)
+
+
+def looked() -> None:
+    """Before the first look there is nothing to judge: whether the workers are there is told elsewhere."""
+    look = findings.last_look()
+    if look and findings.is_late(look, now=timezone.now()):
+        raise _Wrong(
+            f"The rules that make findings have not run since {look.at:%Y-%m-%d %H:%M} UTC",
+            "Start beat and a worker of the queue `leases`, and look at that worker's log for look_for_findings.",
+        )
 
 
 def signed_heads() -> None:

@@ -8,6 +8,7 @@ from typing import TextIO
 
 from django.db.models.functions import Coalesce
 
+from audit.findings.queries import open_within
 from audit.models import Event
 from leases.models import Action, Lease
 
@@ -78,6 +79,22 @@ EVENTS = [
     "own",
     "request_at",
     "response_at",
+]
+FINDINGS = [
+    "first_seen_at",
+    "last_seen_at",
+    "closed_at",
+    "closed_by",
+    "closed_why",
+    "kind",
+    "severity",
+    "vault",
+    "culprit",
+    "service_account_namespace",
+    "service_account",
+    "summary",
+    "evidence",
+    "id",
 ]
 ACTIONS = ["at", "kind", "by", "reason", "vault", "lease_id", "state", "steps", "id"]
 
@@ -188,11 +205,21 @@ def actions(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
             }
 
 
+def findings(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
+    """One row per finding that was open at some time in [from, to), with its evidence in words."""
+    for row in open_within(from_at=from_at, to_at=to_at):
+        yield {name: getattr(row, name) for name in FINDINGS} | {
+            "severity": row.get_severity_display(),
+            "evidence": "; ".join(f"{item['text']} {item.get('at', '')}".strip() for item in row.evidence),
+        }
+
+
 KINDS: dict[str, tuple[list[str], Callable[..., Iterator[Row]]]] = {
     "accesses": (ACCESSES, accesses),
     "leases": (LEASES, leases),
     "events": (EVENTS, events),
     "actions": (ACTIONS, actions),
+    "findings": (FINDINGS, findings),
 }
 
 

@@ -10,6 +10,7 @@ from django.db import DataError, OperationalError
 from django.utils import timezone
 
 from audit import attribute, follow, heads, polls, retention, users
+from audit.findings import watch as findings
 from audit.ingest import Rebuilding, ingest_all, is_passing, position_of
 from audit.models import Device, Stream
 from audit.secrets import RawSecret
@@ -126,11 +127,11 @@ def match_database_users() -> None:
 
 @shared_task
 def check_salts() -> None:
-    """Was an audit device enabled anew? Its hashes are then others."""
+    """Is each audit device there still, and was it enabled anew? Its hashes are then others."""
     for device in users.followed(Device.objects.filter(vault__retired=False).select_related("vault")):
         if health.may_ask(SourceKind.VAULT, device.vault.name, now=timezone.now()):
             with health.asking(SourceKind.VAULT, device.vault.name, vouches=False):
-                users.check_salt(device)
+                users.check_device(device, now=timezone.now())
 
 
 # a file of the archive has to be sent and read again, over a slow line too; what is killed is done again
@@ -168,6 +169,15 @@ def check_polls() -> None:
         with turn("check polls", vault_id) as mine:
             for gap in polls.check(vault_id, now=timezone.now()) if mine else []:
                 log.warning("gap in stream %s: %s", gap.stream_id, gap.what)
+
+
+@shared_task(soft_time_limit=25, time_limit=30)
+def look_for_findings() -> None:
+    """Runs the rules and opens, changes and closes findings."""
+    with turn("findings", 0) as mine:
+        looked = findings.look(now=timezone.now()) if mine else None
+    if looked and (looked.opened or looked.reopened):
+        log.warning("findings: %s opened, %s open again, %s open", looked.opened, looked.reopened, looked.open)
 
 
 @shared_task

@@ -9,7 +9,7 @@ from django.db.models import Exists, OuterRef, Q, QuerySet
 from audit.models import Device, Hash, Stream
 from leases import clients, databases
 from leases.models import Database, Lease, LeaseState
-from leases.vault import VaultClient
+from leases.vault import VaultClient, VaultDenied
 
 
 def unknown_names(database: Database) -> list[str]:
@@ -58,10 +58,27 @@ def followed(devices: QuerySet[Device]) -> QuerySet[Device]:
     return devices.filter(Exists(configured)).order_by("id")
 
 
-def check_salt(device: Device) -> None:
-    """Notices that a device was enabled anew: its salt, and with it every hash, is another. Raises VaultError."""
-    probe = clients.observer(device.vault).audit_hash(device.name, "leasehold salt probe")
+def check_device(device: Device, *, now: datetime) -> None:
+    """Notices that the vault lists a device no longer, and that it was enabled anew: its salt, and with it every hash, is another.
+
+    Raises VaultError.
+    """
+    client = clients.observer(device.vault)
+    if is_missing(device, client):
+        Device.objects.filter(pk=device.pk, missing_since=None).update(missing_since=now)
+        return
+    if device.missing_since:
+        Device.objects.filter(pk=device.pk).update(missing_since=None)
+    probe = client.audit_hash(device.name, "leasehold salt probe")
     if device.salt_probe == probe:
         return
-    epoch = device.salt_epoch + 1 if device.salt_probe else device.salt_epoch
-    Device.objects.filter(pk=device.pk, salt_probe=device.salt_probe).update(salt_probe=probe, salt_epoch=epoch)
+    changed = {"salt_epoch": device.salt_epoch + 1, "salt_changed_at": now} if device.salt_probe else {}
+    Device.objects.filter(pk=device.pk, salt_probe=device.salt_probe).update(salt_probe=probe, **changed)
+
+
+def is_missing(device: Device, client: VaultClient) -> bool:
+    """False also where the account may not list devices: it never could, and the rest goes on."""
+    try:
+        return device.name not in client.audit_devices()
+    except VaultDenied:
+        return False

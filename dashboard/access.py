@@ -1,4 +1,4 @@
-"""Who may do what: two groups, two rules, and the refusal that names the missing group. No models, no templates."""
+"""Who may do what: two groups, three rules, and the refusal that names the missing group. No models, no templates."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -55,8 +55,13 @@ def may_revoke(held: frozenset[str]) -> bool:
     return RESPONDER in held
 
 
+def may_close_findings(held: frozenset[str]) -> bool:
+    """Only responders say that a finding needs nothing more."""
+    return RESPONDER in held
+
+
 Rule = Callable[[frozenset[str]], bool]
-NEEDED: dict[Rule, str] = {may_read: VIEWER, may_revoke: RESPONDER}
+NEEDED: dict[Rule, str] = {may_read: VIEWER, may_revoke: RESPONDER, may_close_findings: RESPONDER}
 
 
 def require(request: HttpRequest, rule: Rule) -> None:

@@ -3,12 +3,14 @@
 from django.http import HttpRequest
 from django.utils import timezone
 
+from audit.findings import queries as findings
 from dashboard import access
 
 SECTIONS = (
     ("overview", "Overview"),
     ("leases", "Leases"),
     ("databases", "Databases"),
+    ("findings", "Findings"),
     ("actions", "Actions"),
     ("sources", "Sources"),
 )
@@ -26,4 +28,6 @@ def page(request: HttpRequest) -> dict[str, object]:
         "sections": SECTIONS if access.may_read(held) else (),
         "section": (match.url_name or "").partition("-")[0] if match else "",
         "may_revoke": access.may_revoke(held),
+        # asked for by the header alone, not by a part of a page
+        "open_findings": findings.open_count,
     }

@@ -4,6 +4,8 @@ from typing import Any
 
 from django import forms
 
+from audit.findings.queries import FindingFilter
+from audit.models import FindingKind, Severity
 from leases.models import Certainty, LeaseState
 from leases.queries import LeaseFilter
 
@@ -47,6 +49,45 @@ class RevokeForm(forms.Form):
         max_length=500,
         widget=forms.Textarea(attrs={"rows": 2, "autocomplete": "off"}),
         error_messages={"required": "Write why. The reason stays with the action for good."},
+    )
+
+
+class FindingFilterForm(forms.Form):
+    state = forms.ChoiceField(choices=[("open", "open"), ("closed", "closed"), ("any", "any")], required=False)
+    severity = forms.TypedChoiceField(
+        choices=[("", "any"), *((value, label) for value, label in reversed(Severity.choices))],
+        coerce=int,
+        empty_value=None,
+        required=False,
+    )
+    kind = forms.ChoiceField(choices=[("", "any"), *((kind, kind) for kind in FindingKind.values)], required=False)
+    vault = forms.ChoiceField(required=False)
+
+    def __init__(self, *args: Any, vaults: list[str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["vault"] = forms.ChoiceField(
+            choices=[("", "any"), *((name, name) for name in vaults)], required=False
+        )
+
+    def where(self) -> FindingFilter:
+        """The filter; needs a valid form."""
+        cleaned = dict(self.cleaned_data)
+        state = cleaned.pop("state") or "open"
+        return FindingFilter(state="" if state == "any" else state, **cleaned)
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether anything but the default is asked for."""
+        return any(value for name, value in self.data.items() if name in self.fields and value != "open")
+
+
+class CloseForm(forms.Form):
+    reason = forms.CharField(
+        max_length=500,
+        widget=forms.Textarea(attrs={"rows": 2, "autocomplete": "off"}),
+        error_messages={
+            "required": "Write why nothing more is to be done. The reason stays with the finding for good."
+        },
     )
 
 

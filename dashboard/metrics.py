@@ -9,6 +9,7 @@ from prometheus_client.registry import Collector
 
 import audit.queries
 from audit import heads, retention
+from audit.findings import queries as findings
 from audit.models import Housekeeping, Signing
 from dashboard.version import VERSION
 from leases import queries
@@ -46,6 +47,25 @@ class LedgerCollector(Collector):
             "Revocations by state",
             ["state"],
             [([count["state"]], count["count"]) for count in queries.revocations_by_state()],
+        )
+        yield _gauge(
+            "leasehold_findings_open",
+            "Findings that are open, by what they are",
+            ["kind", "severity"],
+            [([found.kind, found.word], found.count) for found in findings.open_counts()],
+        )
+        look = findings.last_look()
+        yield _gauge(
+            "leasehold_findings_looked_timestamp_seconds",
+            "When the rules that make findings were last run; more than three minutes ago is too long",
+            [],
+            [([], look.at.timestamp())] if look else [],
+        )
+        yield _gauge(
+            "leasehold_findings_look_seconds",
+            "How long that took",
+            [],
+            [([], look.seconds)] if look else [],
         )
         streams = audit.queries.stream_statuses(now=self.now)
         sources = [*queries.sources(now=self.now), *(status.source for status in streams)]

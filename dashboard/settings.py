@@ -189,6 +189,7 @@ CELERY_TASK_ROUTES = {
     "audit.tasks.keep_house": {"queue": "reports"},
     "audit.tasks.sign_heads": {"queue": "reports"},
     "audit.tasks.check_polls": {"queue": "leases"},
+    "audit.tasks.look_for_findings": {"queue": "leases"},
     "leases.tasks.carry_out_revocation": {"queue": "actions"},
     "leases.tasks.resume_stuck_revocations": {"queue": "actions"},
 }

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from dashboard.views import actions, databases, errors, leases, overview, probes, session, sources
+from dashboard.views import actions, databases, errors, findings, leases, overview, probes, session, sources
 
 urlpatterns = [
     path("", overview.overview, name="overview"),
@@ -10,6 +10,9 @@ urlpatterns = [
     path("leases/<int:pk>", leases.detail, name="leases-detail"),
     path("leases/<int:pk>/revoke", leases.revoke, name="leases-revoke"),
     path("databases", databases.index, name="databases"),
+    path("findings", findings.index, name="findings"),
+    path("findings/<int:pk>", findings.detail, name="findings-detail"),
+    path("findings/<int:pk>/close", findings.close, name="findings-close"),
     path("actions", actions.index, name="actions"),
     path("actions/<uuid:pk>", actions.receipt, name="actions-receipt"),
     path("sources", sources.index, name="sources"),

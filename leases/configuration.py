@@ -91,11 +91,14 @@ class DatabaseConfig(msgspec.Struct, forbid_unknown_fields=True):
     name: str
     kind: str
     monitor: Reference | None = None
+    max_lease_ttl_seconds: int | None = None
 
 
 class Policies(msgspec.Struct, forbid_unknown_fields=True):
     clock_skew_seconds: float = 2.0
     stale_after_seconds: float = 15.0
+    max_lease_ttl_seconds: int = 0
+    max_live_leases: int = 0
     event_days: int = 400
     raw_days: int = 0
     archive: str = ""
@@ -192,7 +195,25 @@ def problems(configuration: Configuration) -> list[str]:
             for namespace in vault.namespaces
             if not namespace.strip("/") or not namespace.strip("/").startswith(own)
         ]
-    return found + retention_problems(configuration.policies) + heads_problems(configuration)
+    return (
+        found
+        + limit_problems(configuration)
+        + retention_problems(configuration.policies)
+        + heads_problems(configuration)
+    )
+
+
+def limit_problems(configuration: Configuration) -> list[str]:
+    limits: dict[str, int | None] = {
+        f"policies.{name}": getattr(configuration.policies, name)
+        for name in ("max_lease_ttl_seconds", "max_live_leases")
+    }
+    limits |= {f"database {d.name}: max_lease_ttl_seconds": d.max_lease_ttl_seconds for d in configuration.databases}
+    return [
+        f"{name} is {limit}; write 0 (no limit) or more"
+        for name, limit in limits.items()
+        if limit is not None and not 0 <= limit < 2**31
+    ]
 
 
 def retention_problems(policies: Policies) -> list[str]:
@@ -269,6 +290,8 @@ def apply(configuration: Configuration) -> None:
         defaults={
             "clock_skew_seconds": configuration.policies.clock_skew_seconds,
             "stale_after_seconds": configuration.policies.stale_after_seconds,
+            "max_lease_ttl_seconds": configuration.policies.max_lease_ttl_seconds,
+            "max_live_leases": configuration.policies.max_live_leases,
             "event_days": configuration.policies.event_days,
             "raw_days": configuration.policies.raw_days,
             "archive": configuration.policies.archive.rstrip("/"),
@@ -324,7 +347,7 @@ def apply(configuration: Configuration) -> None:
             identify_again(row)
     # a mount that is registered no more must not lend identity to later logins
     AuthMount.objects.exclude(pk__in=kept_mounts).delete()
-    monitored = []
+    monitored, named = [], []
     for database_config in configuration.databases:
         row_, _ = Database.objects.update_or_create(
             vault=vaults[database_config.vault],
@@ -333,11 +356,14 @@ def apply(configuration: Configuration) -> None:
             defaults={
                 "kind": database_config.kind,
                 "monitor": _reference(database_config.monitor),
+                "max_lease_ttl_seconds": database_config.max_lease_ttl_seconds,
             },
         )
+        named.append(row_.pk)
         if row_.monitor:
             monitored.append(row_.pk)
     Database.objects.exclude(pk__in=monitored).update(monitor=None)
+    Database.objects.exclude(pk__in=named).update(max_lease_ttl_seconds=None)
     health.forget(SourceKind.VAULT, list(vaults))
     health.forget(SourceKind.CLUSTER, [c.name for c in configuration.clusters])
     health.forget(SourceKind.DATABASE, [f"{d.vault}/{d.mount.strip('/')}/{d.name}" for d in configuration.databases])

@@ -19,9 +19,13 @@ from audit.models import (
     Coverage,
     Device,
     Event,
+    Finding,
+    FindingChange,
+    FindingKind,
     FurtherSighting,
     Gap,
     RejectedLine,
+    Severity,
     Stream,
 )
 from leases.models import (
@@ -346,6 +350,29 @@ def step(
     )
 
 
+def finding(*, closed: bool = False, **fields: Any) -> Finding:
+    """An open finding, or one that closed by itself, with the history of its coming and going."""
+    now = timezone.now()
+    defaults: dict[str, Any] = {
+        "kind": FindingKind.HOLDER_UNKNOWN,
+        "key": str(uuid.uuid4()),
+        "severity": Severity.MEDIUM,
+        "vault": "demo",
+        "summary": "Nobody knows who holds 3 leases for orders as my-role",
+        "evidence": [{"text": "database/creds/my-role/abc: the audit log has shown no read that issued this lease"}],
+        "first_seen_at": now - timedelta(minutes=30),
+        "last_seen_at": now,
+    }
+    if closed:
+        defaults |= {"closed_at": now, "closed_why": "no longer so"}
+    made = Finding.objects.create(**defaults | fields)
+    said = {"finding": made, "severity": made.severity}
+    FindingChange.objects.create(**said, at=made.first_seen_at, change="opened", why=made.summary)
+    if made.closed_at:
+        FindingChange.objects.create(**said, at=made.closed_at, change="closed", why=made.closed_why, by=made.closed_by)
+    return made
+
+
 def watched() -> None:
     """A vault, a cluster, two databases and two streams, all of which answer."""
     vault(reconciled_at=timezone.now() - timedelta(minutes=3))
@@ -443,7 +470,49 @@ def scene() -> dict[str, Any]:
         detail="Vault answered 400: failed to revoke entry: ERROR: permission denied to drop role. Give the mount's "
         "database account the right to drop its users.",
     )
+    shown_finding = finding(
+        kind=FindingKind.EXPLOSION,
+        severity=Severity.HIGH,
+        key="account demo demo/shop/checkout",
+        summary="shop/checkout holds 311 live leases and takes ever more",
+        culprit="shop/checkout",
+        service_account_namespace="shop",
+        service_account="checkout",
+        weight=311,
+        evidence=[
+            {"text": "311 live leases; 10 min ago 61"},
+            {"text": "in 10 min 250 were issued, 3 renewed, 0 ended"},
+            {"text": "it reads new credentials instead of renewing the ones that it has"},
+            {"text": "4 pods and 1 role: one lease for each would be 4"},
+            {"text": f"{shown.lease_id}: issued", "at": timezone.now().isoformat(), "lease": shown.pk},
+        ],
+    )
+    finding()
+    finding(
+        kind=FindingKind.GAP,
+        severity=Severity.HIGH,
+        summary="Lines are missing from stream demo/file-a/bao-0: 2 gaps within 24 h",
+        evidence=[
+            {"text": "bytes unread at rotation, until", "stream": stream("file-a").pk, "at": timezone.now().isoformat()}
+        ],
+    )
+    finding(
+        kind=FindingKind.ISSUED_TWICE,
+        severity=Severity.LOW,
+        summary="shop/storefront reads orders as my-role twice within 5 s: a lease more than it needs",
+        culprit="shop/storefront",
+    )
     return {
+        "finding": shown_finding,
+        "closed_finding": finding(
+            closed=True,
+            closed_by="operator",
+            closed_why="drill of the platform team",
+            kind=FindingKind.ROOT_TOKEN,
+            severity=Severity.HIGH,
+            summary="A root token (root) made 12 requests at demo",
+            culprit="root",
+        ),
         "stream": stream("file-a"),
         "rejected": rejected_line,
         "lease": shown,

@@ -15,6 +15,7 @@ from audit.models import (
     AttributionChange,
     Conflict,
     Dropped,
+    FindingChange,
     Gap,
     Moved,
     RawBlock,
@@ -192,7 +193,21 @@ def test_a_log_from_the_command_line_does_not_make_the_live_vault_fail(configure
 
 @pytest.mark.parametrize(
     "model",
-    [Action, ActionStep, AttributionChange, Conflict, Dropped, Gap, Moved, RawBlock, RejectedLine, Text, What, Who],
+    [
+        Action,
+        ActionStep,
+        AttributionChange,
+        Conflict,
+        Dropped,
+        FindingChange,
+        Gap,
+        Moved,
+        RawBlock,
+        RejectedLine,
+        Text,
+        What,
+        Who,
+    ],
 )
 @pytest.mark.parametrize("statement", ["DELETE FROM {}", "UPDATE {} SET id = id", "TRUNCATE {}"])
 def test_the_applications_role_cannot_rewrite_history(model: type[Action], statement: str) -> None:

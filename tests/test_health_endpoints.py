@@ -14,7 +14,7 @@ from django.utils import timezone
 from prometheus_client.parser import text_string_to_metric_families
 from pytest_django.fixtures import Settings
 
-from audit.models import HeadsDocument, Housekeeping, Signing, Stream
+from audit.models import HeadsDocument, Housekeeping, Look, Signing, Stream
 from demo.processes import free_port
 from leases.models.sources import SourceKind
 from tests import factories
@@ -207,6 +207,8 @@ def test_the_numbers_are_those_of_the_ledger(client: Client) -> None:
     last_line = values["leasehold_stream_last_line_timestamp_seconds", ("file-b", "bao-0", "demo")]
     assert last_line == pytest.approx(now.timestamp() - 90, abs=0.001)
     assert values["leasehold_revocations", ("verified",)] == 1
+    assert values["leasehold_findings_open", ("lease explosion", "high")] == 1
+    assert ("leasehold_findings_open", ("root token used", "high")) not in values
     assert sum(1 for name, _ in values if name == "leasehold_build_info") == 1
     assert scene
 
@@ -215,6 +217,7 @@ def test_every_metric_stands_in_the_docs_and_none_that_is_not_there(client: Clie
     factories.scene()
     Housekeeping.objects.update_or_create(pk=1, defaults={"kept_at": timezone.now()})
     Signing.objects.create(pk=1, since=timezone.now())
+    Look.objects.create(pk=1, at=timezone.now(), seconds=0.3)
     HeadsDocument.objects.create(number=1, at=timezone.now(), delivered_at=timezone.now())
     told = {name for name, _ in samples(client.get("/metrics"))}
     table = (Path(__file__).resolve().parent.parent / "docs/install.md").read_text()
@@ -241,5 +244,5 @@ def test_a_scrape_asks_as_often_for_many_rows_as_for_few(client: Client, django_
     factories.watched()
     for _ in range(30):
         factories.lease()
-    with django_assert_max_num_queries(16):
+    with django_assert_max_num_queries(18):
         client.get("/metrics")

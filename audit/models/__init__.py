@@ -1,4 +1,4 @@
-"""Tables of what happened: streams and their raw blocks, events and what is derived from them, how attribution changed."""
+"""Tables of what happened: streams and their raw blocks, events and what is derived from them, how attribution changed, findings."""
 
 from audit.models.events import (
     Ending,
@@ -17,6 +17,7 @@ from audit.models.events import (
     Who,
     Wrapping,
 )
+from audit.models.findings import Finding, FindingChange, FindingKind, Look, Severity
 from audit.models.heads import HeadsDocument, Signing
 from audit.models.history import AttributionChange
 from audit.models.retention import Dropped, Housekeeping, Moved
@@ -40,6 +41,9 @@ __all__ = [
     "Dropped",
     "Ending",
     "Event",
+    "Finding",
+    "FindingChange",
+    "FindingKind",
     "FurtherSighting",
     "Gap",
     "Hash",
@@ -48,10 +52,12 @@ __all__ = [
     "Housekeeping",
     "Kind",
     "LeaseToken",
+    "Look",
     "Moved",
     "RawBlock",
     "RejectedLine",
     "Renewals",
+    "Severity",
     "Sighting",
     "Signing",
     "Stream",

@@ -7,6 +7,7 @@ one row per request have no foreign keys in the database: each check would cost 
 from datetime import datetime
 
 from django.db import models
+from django.db.models import Q
 
 from audit.models.streams import Device, Stream
 from leases.models import Lease, Login, Vault
@@ -24,6 +25,16 @@ class What(models.Model):
     mount_point = models.TextField(blank=True)
     mount_type = models.TextField(blank=True)
     namespace_path = models.TextField(blank=True)
+
+    class Meta:
+        indexes = [
+            # findings.log_facts.rare_events()
+            models.Index(
+                fields=["path"],
+                condition=Q(path__startswith="sys/audit/") | Q(path__startswith="identity/entity"),
+                name="what_is_rare",
+            )
+        ]
 
     def __str__(self) -> str:
         return f"{self.operation} {self.path}"
@@ -354,7 +365,7 @@ class Hourly(models.Model):
     vault = models.ForeignKey(Vault, models.CASCADE)
     hour = models.DateTimeField()
     kind = models.SmallIntegerField(choices=Kind)
-    # the path of credentials that were read; else the mount point
+    # the path of credentials that were read, one of rollups.RARE, else the mount point
     target = models.ForeignKey(Text, models.DO_NOTHING, db_constraint=False, related_name="+")
     who = models.ForeignKey(Who, models.DO_NOTHING, db_constraint=False, related_name="+")
     events = models.PositiveIntegerField()

@@ -14,6 +14,10 @@ class Device(models.Model):
     name = models.TextField()
     salt_epoch = models.PositiveIntegerField(default=1)
     salt_probe = models.TextField(blank=True)
+    # when its salt was last found to be another one
+    salt_changed_at = models.DateTimeField(null=True)
+    # since when the vault lists it no longer
+    missing_since = models.DateTimeField(null=True)
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["vault", "name"], name="device_name_is_unique_in_its_vault")]

@@ -10,6 +10,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from audit.hours import Hour, State
+from audit.models import Finding, Severity
 from leases.models import Lease
 from leases.queries import database_key
 
@@ -60,6 +61,7 @@ HOURS = {
     "no lines": ("skipped", "plain"),
     "before the first line": ("dot", "plain"),
 }
+SEVERITIES = {3: ("alarm", "bad"), 2: ("medium", "warn"), 1: ("info", "plain")}
 UNKNOWN = ("unknown", "plain")
 
 
@@ -101,6 +103,24 @@ def outcome(value: str) -> SafeString:
 @register.simple_tag
 def hour_state(value: str) -> SafeString:
     return _badge(*HOURS.get(value, UNKNOWN), value)
+
+
+@register.simple_tag
+def severity(value: int) -> SafeString:
+    return _badge(*SEVERITIES[value], Severity(value).label)
+
+
+@register.simple_tag
+def finding_state(finding: Finding) -> SafeString:
+    if finding.open:
+        return _badge("live", "live", "open")
+    return _badge("check", "plain", "closed")
+
+
+@register.filter
+def when(text: str) -> datetime:
+    """A time that evidence names, as RFC 3339."""
+    return datetime.fromisoformat(text)
 
 
 @register.simple_tag

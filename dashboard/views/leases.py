@@ -6,6 +6,7 @@ from django.shortcuts import redirect, render
 from django.utils import timezone
 
 import audit.queries
+from audit.findings import queries as findings
 from dashboard.access import PageRequest, may_read, may_revoke, needs
 from dashboard.forms import LeaseFilterForm, RevokeForm
 from dashboard.paging import cursor, link
@@ -47,6 +48,7 @@ def detail(request: PageRequest, pk: int) -> HttpResponse:
         "pod": queries.pod_of(lease),
         "account_deleted_at": queries.account_deleted_at(lease),
         "syncs": audit.queries.consumers_of(lease, now=timezone.now()),
+        "findings": findings.concerning(lease),
         "revocations": revocations,
         "running": next((row for row in revocations if row.open), None),
     }

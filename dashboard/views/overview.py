@@ -5,6 +5,7 @@ from django.shortcuts import render
 from django.utils import timezone
 
 import audit.queries
+from audit.findings import queries as findings
 from dashboard.access import PageRequest, may_read, needs
 from dashboard.tables import live_matrix
 from leases import queries
@@ -15,7 +16,7 @@ FEW = 6
 @needs(may_read)
 def overview(request: PageRequest) -> HttpResponse:
     now = timezone.now()
-    version = queries.ledger_version(now=now)
+    version = f"{queries.ledger_version(now=now)}.{findings.version()}"
     if request.htmx and request.GET.get("version") == version:
         return HttpResponse(status=204)
     context = {
@@ -25,6 +26,7 @@ def overview(request: PageRequest) -> HttpResponse:
         "ending_next": queries.ending_next(limit=FEW),
         "newest": queries.newest(limit=FEW),
         "recent_ends": queries.recent_ends(limit=FEW),
+        "findings": findings.worst(limit=FEW),
         "revocations": queries.running_revocations(limit=FEW),
         "sources": audit.queries.sources(now=now),
     }

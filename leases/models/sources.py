@@ -10,6 +10,10 @@ class Policy(models.Model):
     clock_skew_seconds = models.FloatField(default=2.0)
     # how old an answer may be before a page says that it is stale
     stale_after_seconds = models.FloatField(default=15.0)
+    # rules of audit.findings: how long a lease may live from its issue on, and how many live ones a service account may hold;
+    # 0: no limit
+    max_lease_ttl_seconds = models.PositiveIntegerField(default=0)
+    max_live_leases = models.PositiveIntegerField(default=0)
     # how long events are kept; older lines count as expired. 400 days: the 12 months of PCI DSS and a bit
     event_days = models.PositiveIntegerField(default=400)
     # how long raw lines stay in the database; 0: for ever. Their headers stay in any case
@@ -109,6 +113,8 @@ class Database(models.Model):
     name = models.TextField()
     kind = models.TextField(blank=True)
     monitor = models.JSONField(null=True)
+    # instead of the policy's; 0: no limit
+    max_lease_ttl_seconds = models.PositiveIntegerField(null=True)
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["vault", "mount", "name"], name="database_is_one_connection")]

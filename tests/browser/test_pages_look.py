@@ -49,6 +49,9 @@ def test_every_page_with_data(site: str, scene: dict[str, Any], page: Page) -> N
         "receipt-running": f"/actions/{scene['running'].pk}",
         "receipt-unverified": f"/actions/{scene['unverified'].pk}",
         "receipt-failed": f"/actions/{scene['failed'].pk}",
+        "findings": "/findings?state=any",
+        "finding": f"/findings/{scene['finding'].pk}",
+        "finding-closed": f"/findings/{scene['closed_finding'].pk}",
         "actions": "/actions",
         "databases": "/databases",
         "sources": "/sources",
@@ -65,6 +68,7 @@ def test_every_page_without_anything(site: str, page: Page) -> None:
     for name, path in {
         "empty-overview": "/",
         "empty-leases": "/leases",
+        "empty-findings": "/findings",
         "empty-actions": "/actions",
         "empty-databases": "/databases",
         "empty-sources": "/sources",

@@ -1,0 +1,27 @@
+"""Limits that the rules of audit.findings hold leases to."""
+
+from django.db import migrations, models
+
+
+class Migration(migrations.Migration):
+    dependencies = [
+        ("leases", "0010_times"),
+    ]
+
+    operations = [
+        migrations.AddField(
+            model_name="database",
+            name="max_lease_ttl_seconds",
+            field=models.PositiveIntegerField(null=True),
+        ),
+        migrations.AddField(
+            model_name="policy",
+            name="max_lease_ttl_seconds",
+            field=models.PositiveIntegerField(default=0),
+        ),
+        migrations.AddField(
+            model_name="policy",
+            name="max_live_leases",
+            field=models.PositiveIntegerField(default=0),
+        ),
+    ]
