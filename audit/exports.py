@@ -8,9 +8,10 @@ from typing import TextIO
 
 from django.db.models.functions import Coalesce
 
+from audit import timemachine
 from audit.findings.queries import open_within
 from audit.models import Event
-from leases.models import Action, Lease
+from leases.models import Action, Database, Lease
 
 Row = dict[str, object]
 
@@ -96,6 +97,7 @@ FINDINGS = [
     "evidence",
     "id",
 ]
+COULD_READ = ["at", "compared_with", "change", *LEASES, "doubts"]
 ACTIONS = ["at", "kind", "by", "reason", "vault", "lease_id", "state", "steps", "id"]
 
 
@@ -212,6 +214,25 @@ def findings(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
             "severity": row.get_severity_display(),
             "evidence": "; ".join(f"{item['text']} {item.get('at', '')}".strip() for item in row.evidence),
         }
+
+
+def could_read(database: Database | None, *, at: datetime, to: datetime | None = None) -> Iterator[Row]:
+    """One row per lease that was live at an instant; with `to`, per lease that was live at either, and its change."""
+    changes: list[timemachine.Change | None] = list(timemachine.Change) if to else [None]
+    for change in changes:
+        page = (
+            timemachine.changed(database, change, at=at, to=to, size=None)
+            if change and to
+            else timemachine.could_read(database, at=at, size=None)
+        )
+        for held in page.rows:
+            yield {
+                **_lease(held.lease),
+                "at": at,
+                "compared_with": to,
+                "change": change,
+                "doubts": " ".join(held.doubts),
+            }
 
 
 KINDS: dict[str, tuple[list[str], Callable[..., Iterator[Row]]]] = {

@@ -11,6 +11,7 @@ SECTIONS = (
     ("leases", "Leases"),
     ("databases", "Databases"),
     ("findings", "Findings"),
+    ("access", "Access"),
     ("actions", "Actions"),
     ("sources", "Sources"),
 )

@@ -1,9 +1,11 @@
 """What people may send: the filters of a list, a reason, a log-in."""
 
+from datetime import datetime
 from typing import Any
 
 from django import forms
 
+from audit.batch import OLDEST
 from audit.findings.queries import FindingFilter
 from audit.models import FindingKind, Severity
 from leases.models import Certainty, LeaseState
@@ -42,6 +44,47 @@ class LeaseFilterForm(forms.Form):
     def narrowed(self) -> bool:
         """Whether anything but the default is asked for."""
         return any(value for name, value in self.data.items() if name in self.fields and value != "open")
+
+
+def _moment(label: str) -> forms.DateTimeField:
+    return forms.DateTimeField(
+        required=False,
+        label=label,
+        widget=forms.DateTimeInput(attrs={"type": "datetime-local", "step": "any"}, format="%Y-%m-%dT%H:%M:%S"),
+        error_messages={"invalid": "A moment is written as 2026-11-25T14:30, in UTC."},
+    )
+
+
+class AccessForm(forms.Form):
+    """Which database, at which instant, compared with which other one. Times are UTC unless they name their offset."""
+
+    database = forms.ChoiceField(required=False)
+    at = _moment("Moment (UTC)")
+    to = _moment("Compared with (UTC)")
+
+    def __init__(self, *args: Any, databases: list[str], now: datetime, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.now = now
+        self.fields["database"] = forms.ChoiceField(
+            choices=[("", "choose one"), *((name, name) for name in databases), ("unknown", "not known")],
+            required=False,
+            error_messages={"invalid_choice": "No such database is watched. Choose one of the list."},
+        )
+        self.order_fields(["database", "at", "to"])
+
+    def clean_at(self) -> datetime | None:
+        return self._past("at")
+
+    def clean_to(self) -> datetime | None:
+        return self._past("to")
+
+    def _past(self, name: str) -> datetime | None:
+        moment: datetime | None = self.cleaned_data[name]
+        if moment and moment > self.now:
+            raise forms.ValidationError("This is still to come. Choose a moment up to now; it is UTC.")
+        if moment and moment < OLDEST:
+            raise forms.ValidationError("No audit log can be of that time.")
+        return moment
 
 
 class RevokeForm(forms.Form):

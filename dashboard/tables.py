@@ -1,12 +1,15 @@
 """Rows as the pages lay them out: pure rearrangement of what the reads return."""
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
 
 from audit.hours import Hour
 from audit.models import Coverage
-from leases.queries import LiveCount, Use, certainties
+from audit.timemachine import Held
+from leases.models import Lease
+from leases.queries import LiveCount, Use, Used, certainties
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,29 +53,43 @@ def live_matrix(counts: list[LiveCount]) -> LiveMatrix:
 
 @dataclass(frozen=True, slots=True)
 class DatabaseUse:
-    """One database and who used it."""
+    """One database and who used it; without `uses` only how much."""
 
-    vault: str
-    mount: str
-    name: str
-    uses: list[Use]
+    used: Used
+    uses: list[Use] | None
 
     @property
-    def reads(self) -> int:
-        return sum(use.reads for use in self.uses)
-
-    @property
-    def live(self) -> int:
-        return sum(use.live for use in self.uses)
+    def key(self) -> str:
+        used = self.used
+        return f"{used.vault}/{used.mount}/{used.database}" if used.database else "unknown"
 
 
-def uses_by_database(uses: Iterable[Use], known: Iterable[tuple[str, str, str]]) -> list[DatabaseUse]:
-    """Groups uses under their database; databases of `known` (vault, mount, name) that nobody used stand there too."""
-    grouped: dict[tuple[str, str, str], list[Use]] = {key: [] for key in known}
+def uses_by_database(used: Iterable[Used], uses: Iterable[Use], *, shown: Collection[Used]) -> list[DatabaseUse]:
+    """Databases with those of their uses that are shown; one that is not known comes last."""
+    grouped: dict[tuple[str, str, str], list[Use]] = defaultdict(list)
     for use in uses:
-        grouped.setdefault((use.vault, use.mount, use.database), []).append(use)
-    order = sorted(grouped.items(), key=lambda item: (item[0][2] == "", item[0]))
-    return [DatabaseUse(*key, rows) for key, rows in order]
+        grouped[use.vault, use.mount, use.database].append(use)
+    order = sorted(used, key=lambda row: (row.database == "", row.vault, row.mount, row.database))
+    return [DatabaseUse(row, grouped[row.vault, row.mount, row.database] if row in shown else None) for row in order]
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Who held leases; `first` is one of them, for its names."""
+
+    first: Lease
+    held: list[Held]
+
+
+def by_holder(rows: Iterable[Held]) -> list[Holder]:
+    """Leases that follow on one another and have one holder, under it."""
+
+    def key(held: Held) -> tuple[str, ...]:
+        lease = held.lease
+        return lease.cluster, lease.pod_namespace, lease.pod, lease.service_account_namespace, lease.service_account
+
+    groups = ([*group] for _, group in groupby(rows, key=key))
+    return [Holder(group[0].lease, group) for group in groups]
 
 
 HOURLY_SUMS = ("lines", "pairs", "unpaired", "duplicates", "rejected", "expired", "conflicts", "redacted")

@@ -2,7 +2,7 @@
 
 from django.urls import path
 
-from dashboard.views import actions, databases, errors, findings, leases, overview, probes, session, sources
+from dashboard.views import actions, databases, errors, findings, leases, overview, probes, readers, session, sources
 
 urlpatterns = [
     path("", overview.overview, name="overview"),
@@ -13,6 +13,8 @@ urlpatterns = [
     path("findings", findings.index, name="findings"),
     path("findings/<int:pk>", findings.detail, name="findings-detail"),
     path("findings/<int:pk>/close", findings.close, name="findings-close"),
+    path("access", readers.index, name="access"),
+    path("access.csv", readers.download, name="access-csv"),
     path("actions", actions.index, name="actions"),
     path("actions/<uuid:pk>", actions.receipt, name="actions-receipt"),
     path("sources", sources.index, name="sources"),

@@ -5,11 +5,13 @@ Lists have an explicit order with a unique tail; long ones are read in keyset pa
 
 import hashlib
 import uuid
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypedDict
 
+from django.db import connection
 from django.db.models import Count, Max, Min, Q, QuerySet, Sum
 from django.db.models.functions import Coalesce
 
@@ -133,13 +135,10 @@ def auth_mounts() -> list[AuthMount]:
     return list(AuthMount.objects.select_related("vault", "cluster").order_by("vault__name", "path", "id"))
 
 
-def databases() -> list[Database]:
-    """Connections of the watched vaults' database mounts."""
-    return list(
-        Database.objects.filter(vault__retired=False)
-        .select_related("vault")
-        .order_by("vault__name", "mount", "name", "id")
-    )
+def databases(*, retired: bool = False) -> list[Database]:
+    """Connections of the watched vaults' database mounts; with `retired` those of all vaults."""
+    rows = Database.objects.all() if retired else Database.objects.filter(vault__retired=False)
+    return list(rows.select_related("vault").order_by("vault__name", "mount", "name", "id"))
 
 
 def database_key(database: Database) -> str:
@@ -247,7 +246,8 @@ def live_counts() -> list[LiveCount]:
         _live()
         .order_by("vault__name", "database__name", "certainty", "state")
         .values_list("vault__name", "database__name", "certainty", "state")
-        .annotate(count=Count("id"))
+        # not of a column: that would be read from the table, row by row
+        .annotate(count=Count("*"))
     )
     return [
         {"vault": vault, "database": database or "", "certainty": certainty, "state": state, "count": count}
@@ -334,43 +334,89 @@ class Cursor:
         return cls(EPOCH + int(moment) * MICROSECOND, pk)
 
 
+# leases that a filter without an index of its own looks through at most before a page shows what it has found so far
+MOST_LOOKED_THROUGH = 10_000
+
+
 @dataclass(frozen=True, slots=True)
 class LeasePage:
+    """`looked_until`: where the looking through stopped before the page was full; the next page goes on from there."""
+
     rows: Sequence[Lease]
     older: Cursor | None
+    looked_until: datetime | None = None
 
 
 def leases_page(where: LeaseFilter, *, before: Cursor | None = None, size: int = PAGE) -> LeasePage:
-    """One page of leases, newest first (the credential read, else first sight). Raises ValueError for a foreign cursor."""
-    rows = Lease.objects.annotate(began_at=Coalesce("accessed_at", "first_seen_at")).filter(_matches(where))
+    """One page of leases, newest first (the credential read, else first sight). Raises ValueError for a foreign cursor.
+
+    One condition, the narrowest that has an index, finds rows in their order; the others are tried on them, on no more than
+    MOST_LOOKED_THROUGH: so that a rare hit, or none, takes no longer than that.
+    """
+    narrow, rest, values = _conditions(where)
     if before:
-        rows = rows.filter(Q(began_at__lt=before.at) | Q(began_at=before.at, pk__lt=int(before.pk)))
-    found = list(rows.select_related("vault", "database").order_by("-began_at", "-id")[: size + 1])
-    page = found[:size]
-    return LeasePage(page, Cursor(page[-1].began_at, str(page[-1].pk)) if len(found) > size else None)
+        narrow += " AND (COALESCE(accessed_at, first_seen_at), id) < (%(at)s, %(pk)s)"
+        values |= {"at": before.at, "pk": int(before.pk)}
+    began = "COALESCE(accessed_at, first_seen_at)"
+    most = MOST_LOOKED_THROUGH if rest else size + 1
+    candidates = f"FROM leases_lease WHERE {narrow} ORDER BY {began} DESC, id DESC LIMIT {most}"
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT id FROM (SELECT *, {began} AS began_at {candidates}) l WHERE {rest or 'true'}"  # noqa: S608
+            f" ORDER BY began_at DESC, id DESC LIMIT {size + 1}",
+            values,
+        )
+        keys = [row[0] for row in cursor.fetchall()]
+        last = None
+        if rest and len(keys) <= size:
+            cursor.execute(
+                f"SELECT began_at, id FROM (SELECT id, {began} AS began_at, count(*) OVER () AS n"  # noqa: S608
+                f" FROM (SELECT id, accessed_at, first_seen_at {candidates}) l) l WHERE n = {most} ORDER BY began_at, id LIMIT 1",
+                values,
+            )
+            last = cursor.fetchone()
+    rows = Lease.objects.select_related("vault", "database").annotate(began_at=Coalesce("accessed_at", "first_seen_at"))
+    page = list(rows.filter(pk__in=keys[:size]).order_by("-began_at", "-id"))
+    if len(keys) > size:
+        return LeasePage(page, Cursor(page[-1].began_at, str(page[-1].pk)))
+    return LeasePage(page, Cursor(last[0], str(last[1])), last[0]) if last else LeasePage(page, None)
 
 
-def _matches(where: LeaseFilter) -> Q:
-    match = Q()
-    if where.state == "open":
-        match &= ~Q(state=LeaseState.ENDED)
-    elif where.state:
-        match &= Q(state=where.state)
-    if where.database == "unknown":
-        match &= Q(database=None)
-    elif where.database:
-        vault, _, rest = where.database.partition("/")
-        mount, _, name = rest.rpartition("/")
-        match &= Q(database__vault__name=vault, database__mount=mount, database__name=name)
-    if where.certainty:
-        match &= Q(certainty=where.certainty)
+def _conditions(where: LeaseFilter) -> tuple[str, str, dict[str, object]]:
+    """(the condition that an index answers, all others, their values), as SQL."""
+    values: dict[str, object] = {}
+    # each with the index that has it in the order of the list, the narrowest first
+    narrow, rest = [], []
     if where.service_account:
-        match &= Q(service_account=where.service_account)
+        values["account"] = where.service_account
+        narrow.append("service_account = %(account)s")
+    if where.database == "unknown":
+        narrow.append("database_id IS NULL")
+    elif where.database:
+        vault, _, path = where.database.partition("/")
+        mount, _, name = path.rpartition("/")
+        found = Database.objects.filter(vault__name=vault, mount=mount, name=name).values_list("pk", flat=True).first()
+        values["database"] = found or 0
+        narrow.append("database_id = %(database)s")
+    if where.state in (LeaseState.REVOKING, LeaseState.IRREVOCABLE):
+        values["state"] = where.state
+        narrow.append("state IN ('revoking', 'irrevocable')")
+        rest.append("state = %(state)s")
+    elif where.state == "open":
+        narrow.append("state <> 'ended'")
+    elif where.state:
+        values["state"] = where.state
+        rest.append("state = %(state)s")
+    if where.certainty:
+        values["certainty"] = where.certainty
+        rest.append("certainty = %(certainty)s")
     if where.namespace:
-        match &= Q(service_account_namespace=where.namespace) | Q(pod_namespace=where.namespace)
+        values["namespace"] = where.namespace
+        rest.append("(service_account_namespace = %(namespace)s OR pod_namespace = %(namespace)s)")
     if where.pod:
-        match &= Q(pod__icontains=where.pod)
-    return match
+        values["pod"] = where.pod.upper()
+        rest.append("strpos(upper(pod), %(pod)s) > 0")
+    return (narrow[0] if narrow else "true"), " AND ".join(narrow[1:] + rest), values
 
 
 def lease(pk: int) -> Lease | None:
@@ -470,50 +516,107 @@ class Use:
     last_at: datetime | None
 
 
+@dataclass(frozen=True, slots=True)
+class Used:
+    """How much a database was used: credential reads since then (MOST_COUNTED stands for that many or more), live leases."""
+
+    pk: int | None
+    vault: str
+    mount: str
+    database: str
+    reads: int
+    live: int
+
+
 MOST_USES = 500
+# counting goes no further: a page says "500 or more"
+MOST_COUNTED = 500
+# of one database, whose holders are grouped: so many of the newest reads, and so many live leases from before
+MOST_GROUPED = 2000
+
+_BEGAN = "COALESCE(l.accessed_at, l.first_seen_at)"
+# what was read for a database (its condition comes first) since then, newest first, and what is live from before
+_USED = """
+    (SELECT l.* FROM leases_lease l WHERE {of} AND {began} >= %(since)s ORDER BY {began} DESC, l.id DESC LIMIT {most})
+    UNION ALL
+    (SELECT l.* FROM leases_lease l WHERE {of} AND l.vault_id = {vault} AND l.state <> 'ended' AND {began} < %(since)s LIMIT {most})
+"""
 
 
-def use_of_databases(*, since: datetime) -> list[Use]:
-    """Who read credentials for which database since then, or still holds some from before; at most MOST_USES rows."""
-    in_period = Q(accessed_at__gte=since)
-    rows = (
-        Lease.objects.filter(in_period | ~Q(state=LeaseState.ENDED))
-        .values_list(  # in the order of Use's fields
-            "vault__name",
-            "mount",
-            "database__name",
-            "cluster",
-            "service_account_namespace",
-            "service_account",
-            "pod_namespace",
-            "pod",
-            "certainty",
-        )
-        .annotate(
-            pods=Count("pod_uid", distinct=True),
-            reads=Count("id", filter=in_period),
-            live=Count("id", filter=~Q(state=LeaseState.ENDED)),
-            first_at=Min("accessed_at"),
-            last_at=Max("accessed_at"),
-        )
-        .order_by(
-            "vault__name",
-            "mount",
-            "database__name",
-            "-live",
-            "-reads",
-            "cluster",
-            "pod_namespace",
-            "pod",
-            "service_account_namespace",
-            "service_account",
-            "certainty",
+def databases_used(*, since: datetime) -> list[Used]:
+    """Every database of a watched vault, and others that were used since then; leases of no known database by their mount."""
+    known = {row.pk: row for row in databases(retired=True)}
+    open_ = Counter(
+        dict(
+            Lease.objects.exclude(state=LeaseState.ENDED)
+            .exclude(database=None)
+            .order_by()
+            .values_list("database")
+            .annotate(n=Count("*"))
         )
     )
-    return [Use(vault, mount, database or "", *rest) for vault, mount, database, *rest in rows[:MOST_USES]]
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            SELECT d.id, (SELECT count(*) FROM (
+              SELECT 1 FROM leases_lease l WHERE l.database_id = d.id AND {_BEGAN} >= %(since)s AND l.accessed_at >= %(since)s
+              ORDER BY {_BEGAN} DESC, l.id DESC LIMIT {MOST_COUNTED}) l)
+            FROM leases_database d
+            """,  # noqa: S608
+            {"since": since},
+        )
+        reads = dict(cursor.fetchall())
+        used = _USED.format(of="l.database_id IS NULL", began=_BEGAN, vault="v.id", most=MOST_COUNTED)
+        cursor.execute(
+            f"""
+            SELECT v.name, l.mount, count(*) FILTER (WHERE l.accessed_at >= %(since)s), count(*) FILTER (WHERE l.state <> 'ended')
+            FROM leases_vault v, LATERAL ({used}) l WHERE l.vault_id = v.id GROUP BY 1, 2 ORDER BY 1, 2
+            """,  # noqa: S608
+            {"since": since},
+        )
+        unknown = [
+            Used(None, vault, mount, "", min(r, MOST_COUNTED), n) for vault, mount, r, n in cursor.fetchall() if r or n
+        ]
+    found = [
+        Used(pk, row.vault.name, row.mount, row.name, reads.get(pk, 0), open_[pk])
+        for pk, row in known.items()
+        if not row.vault.retired or reads.get(pk) or open_[pk]
+    ]
+    return found + unknown
+
+
+def use_of_databases(*, since: datetime, of: Collection[int | None] | None = None) -> list[Use]:
+    """Who read credentials for these databases (by key; None: not known) since then, or still holds some from before.
+
+    Without `of`: for all. At most MOST_USES rows, from at most MOST_GROUPED reads and as many older live leases of each.
+    """
+    keys = [row.pk for row in databases(retired=True)] if of is None else [key for key in of if key is not None]
+    used = _USED.format(of="l.database_id = d.id", began=_BEGAN, vault="d.vault_id", most=MOST_GROUPED)
+    query = f"SELECT l.*, d.name AS database FROM leases_database d, LATERAL ({used}) l WHERE d.id = ANY(%(keys)s)"  # noqa: S608
+    if of is None or None in of:
+        unknown = _USED.format(of="l.database_id IS NULL", began=_BEGAN, vault="v.id", most=MOST_GROUPED)
+        query += f" UNION ALL SELECT l.*, '' FROM leases_vault v, LATERAL ({unknown}) l WHERE l.vault_id = v.id"  # noqa: S608
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            SELECT v.name, l.mount, l.database, l.cluster, l.service_account_namespace, l.service_account, l.pod_namespace,
+              l.pod, l.certainty, count(DISTINCT l.pod_uid), count(*) FILTER (WHERE l.accessed_at >= %(since)s) AS reads,
+              count(*) FILTER (WHERE l.state <> 'ended') AS live, min(l.accessed_at), max(l.accessed_at)
+            FROM ({query}) l JOIN leases_vault v ON v.id = l.vault_id
+            WHERE l.accessed_at >= %(since)s OR l.state <> 'ended'
+            GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
+            ORDER BY 1, 2, 3, live DESC, reads DESC, 4, 7, 8, 5, 6, 9
+            LIMIT {MOST_USES}
+            """,  # noqa: S608
+            {"since": since, "keys": keys},
+        )
+        return [Use(*row) for row in cursor.fetchall()]
 
 
 def certainties(rows: Iterable[LiveCount]) -> list[str]:
     """Certainties in their order, from the best down, as far as they occur."""
-    present = {row["certainty"] for row in rows}
+    return in_order({row["certainty"] for row in rows})
+
+
+def in_order(present: Collection[str]) -> list[str]:
     return [certainty for certainty in Certainty.values if certainty in present]

@@ -52,6 +52,7 @@ def pages(scene: dict[str, Any]) -> dict[str, str]:
         "databases": "/databases",
         "findings": "/findings?state=any",
         "findings-detail": f"/findings/{scene['finding'].pk}",
+        "access": "/access?database=demo/database/orders&to=2026-11-20T12:00",
         "actions": "/actions",
         "actions-receipt": f"/actions/{scene['unverified'].pk}",
         "sources": "/sources",
@@ -683,6 +684,25 @@ def test_keyset_pages_show_every_lease_once_newest_first(viewer: Client) -> None
     assert sorted(seen) == sorted(Lease.objects.values_list("pk", flat=True))
     began = {lease.pk: lease.accessed_at or lease.first_seen_at for lease in Lease.objects.all()}
     assert seen == sorted(seen, key=lambda pk: (began[pk], pk), reverse=True)
+
+
+def test_a_rare_hit_is_looked_for_in_steps_and_found(viewer: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(queries, "MOST_LOOKED_THROUGH", 20)
+    at = timezone.now() - timedelta(minutes=5)
+    for number in range(45):
+        # the last of a step, the first of the next one, and the very last
+        factories.lease(
+            pod="needle" if number in (19, 20, 44) else "hay", accessed_at=at - timedelta(seconds=number // 7)
+        )
+    path, found, steps = "/leases?pod=NEEDLE", 0, 0
+    while path:
+        body = viewer.get(path).content.decode()
+        found += len(re.findall(r'id="lease-\d+"', body))
+        older = re.search(r'href="([^"]+)" rel="next"', body)
+        assert (older is not None) == ("Look further back" in body)
+        path = unescape(older[1]) if older else ""
+        steps += 1
+    assert (found, steps) == (3, 3)
 
 
 def test_actions_are_paged_too(viewer: Client) -> None:

@@ -1,5 +1,7 @@
 """Leases: the list, one lease with all that is known of it, and the form that ends it."""
 
+from datetime import UTC, timedelta
+
 from django.contrib import messages
 from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
@@ -43,6 +45,7 @@ def detail(request: PageRequest, pk: int) -> HttpResponse:
     revocations = queries.revocations_of(lease)
     context = {
         "lease": lease,
+        "could_read": _could_read(lease),
         "history": audit.queries.lease_history(lease),
         "events": audit.queries.lease_events(lease, now=timezone.now()),
         "pod": queries.pod_of(lease),
@@ -75,6 +78,15 @@ def revoke(request: PageRequest, pk: int) -> HttpResponse:
             return redirect("leases-detail", pk=pk)
         return redirect("actions-receipt", pk=action.pk)
     return render(request, "leases/revoke.html", {"lease": lease, "form": form})
+
+
+def _could_read(lease: Lease) -> dict[str, str]:
+    """Its database, and the first whole second at which it was live, for a link."""
+    at = (lease.accessed_at or lease.issued_at or lease.first_seen_at) + timedelta(seconds=1)
+    return {
+        "database": queries.database_key(lease.database) if lease.database else "",
+        "at": f"{at.astimezone(UTC):%Y-%m-%dT%H:%M:%S}",
+    }
 
 
 def _lease_or_404(pk: int) -> Lease:

@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("leases", "0010_times"),
+        ("leases", "0011_reads_at_scale"),
     ]
 
     operations = [

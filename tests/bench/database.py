@@ -1,6 +1,6 @@
 """The bench's PostgreSQL server as its superuser sees it: emptied tables, checkpoints, sizes. Knows no table by name."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -67,6 +67,17 @@ def empty(postgres: Postgres, *, keep: list[str]) -> None:
         cursor.execute("SET session_replication_role = replica")
         cursor.execute(sql.SQL("TRUNCATE {} RESTART IDENTITY CASCADE").format(names))
         cursor.execute("CHECKPOINT")
+
+
+def truncate(postgres: Postgres, tables: Iterable[str]) -> None:
+    with superuser(postgres) as cursor:
+        cursor.execute(sql.SQL("TRUNCATE {}").format(sql.SQL(", ").join(sql.Identifier(table) for table in tables)))
+
+
+def vacuum(postgres: Postgres) -> None:
+    """What autovacuum would do for a table that was just filled."""
+    with superuser(postgres) as cursor:
+        cursor.execute("VACUUM (ANALYZE)")
 
 
 def analyze(postgres: Postgres) -> None:

@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Callable
 
 from demo.postgres import Postgres
-from tests.bench import database, memory, product, reads, stored
+from tests.bench import database, memory, page_reads, product, reads, scale, stored
 from tests.bench.bulk_create import bulk_create
 from tests.bench.decode import decode_alone
 from tests.bench.figures import Figure, number, progress, show
@@ -15,6 +15,7 @@ from tests.bench.worker import Run, ingest
 
 ROUNDS = 3
 READS = 5
+PAGES = 60
 
 # (lines, run) -> a log, written once
 Logs = Callable[[int, int], Log]
@@ -139,3 +140,17 @@ def flat_memory(postgres: Postgres, logs: Logs, *, lines: int, keep: list[str]) 
         peaks.append(memory.peak(log, vault="bench"))
         progress(f"  {number(peaks[-1] / memory.MEGABYTE)} MB")
     show(memory.figures(logs(small, 0), logs(large, 0), peaks=(peaks[0], peaks[1])))
+
+
+def pages(postgres: Postgres, *, leases: int, events: list[int], keep: list[str]) -> None:
+    """Each read of each page, with fewer and with more events; the leases stay the same."""
+    database.empty(postgres, keep=keep)
+    ground = scale.lay(leases=leases)
+    measured = []
+    for count in events:
+        database.truncate(postgres, scale.TABLES)
+        scale.fill(ground, events=count)
+        progress("VACUUM ANALYZE, as autovacuum would")
+        database.vacuum(postgres)
+        measured.append(page_reads.measure(ground, times=PAGES))
+    print(page_reads.table(measured[0], measured[-1], sizes=(events[0], events[-1])), flush=True)

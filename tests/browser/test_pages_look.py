@@ -54,6 +54,10 @@ def test_every_page_with_data(site: str, scene: dict[str, Any], page: Page) -> N
         "finding-closed": f"/findings/{scene['closed_finding'].pk}",
         "actions": "/actions",
         "databases": "/databases",
+        "access": "/access?database=demo/database/orders",
+        "access-compared": "/access?database=demo/database/orders&to=2026-11-20T12:00&show=lost",
+        "access-choose": "/access",
+        "access-refused": "/access?database=demo/database/orders&at=2040-01-01T00:00",
         "sources": "/sources",
         "stream": f"/sources/streams/{scene['stream'].pk}/",
         "stream-day-without-lines": f"/sources/streams/{scene['stream'].pk}/?day=2026-01-31",
@@ -71,6 +75,7 @@ def test_every_page_without_anything(site: str, page: Page) -> None:
         "empty-findings": "/findings",
         "empty-actions": "/actions",
         "empty-databases": "/databases",
+        "empty-access": "/access",
         "empty-sources": "/sources",
     }.items():
         page.goto(site + path)
