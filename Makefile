@@ -4,12 +4,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help install demo demo-up demo-down demo-status test test-all bench check lock clean
+.PHONY: help install demo demo-up demo-down demo-status demo-check test test-all bench check lock clean
 
 help:
 	@echo "make demo        run the whole stack in the foreground (Ctrl-C stops all of it)"
 	@echo "make demo-up     run it in the background; returns when everything is healthy"
 	@echo "make demo-down   stop it"
+	@echo "make demo-check  does Leasehold say what the demo's pods really did?"
 	@echo "make test        style checks and tests, less than 10 minutes"
 	@echo "make test-all    soaks and fault drills too"
 	@echo "make bench       speed, as ratios against references measured in the same run"
@@ -39,6 +40,9 @@ demo-down:
 
 demo-status:
 	@$(BIN)/python -m demo status || true
+
+demo-check:
+	@$(BIN)/python -m demo check
 
 check: install
 	@$(BIN)/ruff format --check .

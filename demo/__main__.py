@@ -1,6 +1,7 @@
-"""`python -m demo run|up|down|status`: the whole stack on this machine, and simulated workloads that use it.
+"""`python -m demo run|up|down|status|check`: the whole stack on this machine, and simulated workloads that use it.
 
 run: in the foreground until Ctrl-C. up: in the background; returns when everything is healthy. down: stops it.
+check: does Leasehold say what the pods really did? The exit code is 0 if nothing is wrong.
 PORT chooses the port of the pages (8000), DEMO_STATE the folder (.demo).
 """
 
@@ -15,7 +16,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from demo import ports, processes, state
+from demo import check, ports, processes, state
 from demo.stack import Stack
 from demo.supervisor import Supervisor, last_lines
 
@@ -29,16 +30,21 @@ class _Stopped(BaseException):
 def main() -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("command", choices=["run", "up", "down", "status"])
+    parser.add_argument("command", choices=["run", "up", "down", "status", "check"])
     parser.add_argument("--without-product", action="store_true", help="only what Leasehold watches, not Leasehold")
+    parser.add_argument("--pace", type=float, default=1, help="so many times as fast pods change and leases are ended")
+    parser.add_argument("--minutes", type=float, default=0, help="check: look on for so long first")
+    parser.add_argument("--json", action="store_true", help="check: as one JSON object")
     parser.add_argument("--lock", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
     folder = state.folder()
     try:
         if options.command == "run":
-            return _run(folder, options.lock, with_product=not options.without_product)
+            return _run(folder, options.lock, with_product=not options.without_product, pace=options.pace)
         if options.command == "up":
             return _up(folder, sys.argv[2:])
+        if options.command == "check":
+            return _check(folder, minutes=options.minutes, as_json=options.json)
         return _down(folder) if options.command == "down" else _status(folder)
     except state.Busy:
         print(_BUSY.format(folder=folder), file=sys.stderr)
@@ -49,7 +55,7 @@ def main() -> int:
     return 1
 
 
-def _run(folder: Path, lock: int | None, *, with_product: bool) -> int:
+def _run(folder: Path, lock: int | None, *, with_product: bool, pace: float) -> int:
     """Supervise everything until a signal comes. `lock`: the folder's, already taken by `up`."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
@@ -64,7 +70,7 @@ def _run(folder: Path, lock: int | None, *, with_product: bool) -> int:
     def say(line: str) -> None:
         print(f"[{time.monotonic() - began:5.1f} s] {line}", flush=True)
 
-    stack = Stack(folder, chosen, Supervisor(say), say)
+    stack = Stack(folder, chosen, Supervisor(say), say, pace)
     me = state.process(os.getpid())
     (folder / "supervisor.json").write_text(json.dumps({"pid": os.getpid(), "started": me.started if me else ""}))
     code = 0
@@ -191,6 +197,16 @@ def _down(folder: Path) -> int:
     state.end_leftovers(folder)
     print("Everything is stopped." if one or left else "No demo runs.")
     return 0
+
+
+def _check(folder: Path, *, minutes: float, as_json: bool) -> int:
+    """The truth beside what Leasehold says."""
+    if not (folder / "ready").exists():
+        print("No demo runs. Start one with `make demo-up`.", file=sys.stderr)
+        return 1
+    report = check.watch(folder, minutes=minutes)
+    print(json.dumps(report.as_json()) if as_json else check.table(report))
+    return 1 if report.problems else 0
 
 
 def _status(folder: Path) -> int:

@@ -38,11 +38,15 @@ class Files:
         """The agent's configuration."""
         return self.root / "vault/config/agent.hcl"
 
+    def make_folders(self) -> None:
+        """The folders of the files that are written while the pod runs."""
+        for file in (self.credentials, self.service_account_token, self.vault_token, self.config):
+            file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+
 
 def prepare(files: Files, application: Application, *, vault_address: str) -> None:
     """Write the configuration and the template (https://openbao.org/docs/agent-and-proxy/agent)."""
-    for file in (files.credentials, files.service_account_token, files.vault_token, files.config):
-        file.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    files.make_folders()
     files.template.write_text(
         f'{{{{ with secret "{application.credentials_path}" -}}}}\n'
         "username={{ .Data.username }}\npassword={{ .Data.password }}\nlease_id={{ .LeaseID }}\n"
@@ -60,7 +64,7 @@ def prepare(files: Files, application: Application, *, vault_address: str) -> No
 auto_auth {{
   method {{
     type        = {_quoted(application.method)}
-    mount_path  = {_quoted(f"auth/{application.method}")}
+    mount_path  = {_quoted(f"auth/{application.auth_mount}")}
     min_backoff = "1s"
     max_backoff = "15s"
     config      = {{

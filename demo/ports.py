@@ -11,7 +11,7 @@ class PortTaken(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """All on loopback; the two `pod_` ones on each pod's own address."""
+    """All on loopback; the two `pod_` ones on an address for each pod."""
 
     web: int
     push: int
@@ -19,6 +19,7 @@ class Ports:
     valkey: int
     openbao: int
     kubernetes: int
+    kubernetes_2: int
     pod_openbao: int
     pod_postgres: int
 
@@ -34,7 +35,7 @@ def choose() -> Ports:
             f"Port {web} is in use by another program. Choose another one: PORT={_next_free(web + 10)} make demo"
         )
     chosen: list[int] = []
-    while len(chosen) < 7:
+    while len(chosen) < 8:
         chosen.append(_next_free(max([web, *chosen]) + 1))
     return Ports(web, *chosen)
 

@@ -7,11 +7,12 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from demo import processes, state
+from demo import kube, processes, state
 from demo.databases import MONITOR
 from demo.files import write_secret
 from demo.openbao import OpenBao
@@ -19,9 +20,10 @@ from demo.ports import Ports
 from demo.postgres import Postgres
 from demo.supervisor import Child
 from demo.valkey import Valkey
-from demo.workloads import CLUSTER, DATABASES, MOUNT, VAULT
+from demo.workloads import CLUSTER, DATABASES, MOUNT, SECOND_APPLICATIONS, VAULT
 
-_QUEUES = {"ingest": 2, "watch": 3, "leases": 2, "actions": 2, "reports": 1}
+# watch: a watch for each cluster, and two that attribute and match meanwhile
+_QUEUES = {"ingest": 2, "watch": 4, "leases": 2, "actions": 2, "reports": 1}
 USER, VIEWER = "demo", "viewer"
 # what the product calls a claim, and the log-in metadata of the JWT role that holds it (demo.vault_setup)
 _CLAIMS = {
@@ -151,7 +153,12 @@ def write_environment(
     return variables
 
 
-def write_configuration(folder: Path, *, openbao: OpenBao, kubernetes: str, ca_file: Path | None) -> None:
+def kubernetes_token(cluster: str) -> str:
+    """The file that holds Leasehold's token for a cluster's API."""
+    return f"kubernetes-token-{cluster}"
+
+
+def write_configuration(folder: Path, *, openbao: OpenBao, clusters: Mapping[str, kube.Cluster]) -> None:
     """`leasehold.toml` in the demo's folder, and the monitoring account's addresses in files beside it."""
     secrets_folder = folder / "leasehold"
 
@@ -176,17 +183,18 @@ def write_configuration(folder: Path, *, openbao: OpenBao, kubernetes: str, ca_f
             f"name = {_quoted(device)}",
             f'nodes = [{{ name = "bao-0", path = {_quoted(log)} }}]',
         ]
-    lines += [
-        "[[clusters]]",
-        f"name = {_quoted(CLUSTER)}",
-        f"address = {_quoted(kubernetes)}",
-        *([f"ca_file = {_quoted(ca_file)}"] if ca_file else []),
-        f"token = {{ file = {_quoted(secrets_folder / 'kubernetes-token')} }}",
-        *("[[clusters.auth_mounts]]", f"vault = {_quoted(VAULT)}", 'path = "kubernetes"'),
-        *("[[clusters.auth_mounts]]", f"vault = {_quoted(VAULT)}", 'path = "jwt"'),
-        "[clusters.auth_mounts.claims]",
-        *(f'{claim} = "{key}"' for claim, key in _CLAIMS.items()),
-    ]
+    for name, cluster in clusters.items():
+        lines += [
+            "[[clusters]]",
+            f"name = {_quoted(name)}",
+            f"address = {_quoted(cluster.address)}",
+            *([f"ca_file = {_quoted(cluster.ca_file)}"] if cluster.ca_file else []),
+            f"token = {{ file = {_quoted(secrets_folder / kubernetes_token(name))} }}",
+        ]
+        for path in ("kubernetes", "jwt") if name == CLUSTER else (SECOND_APPLICATIONS[0].auth_mount,):
+            lines += ["[[clusters.auth_mounts]]", f"vault = {_quoted(VAULT)}", f"path = {_quoted(path)}"]
+            if path == "jwt":
+                lines += ["[clusters.auth_mounts.claims]", *(f'{claim} = "{key}"' for claim, key in _CLAIMS.items())]
     for database in DATABASES:
         lines += [
             "[[databases]]",

@@ -2,22 +2,21 @@
 
 A pod here is a few processes on a loopback address of their own. They talk to this proxy on that address, and the
 proxy binds the same address as its source: so OpenBao's audit log has it as remote_address and PostgreSQL as
-client_addr, as on a real pod network. The HTTP part also reads what passes and records log-ins, issued and renewed
-leases and a revoked own token in the truth file: names and lease ids, never a token or a password.
+client_addr, as on a real pod network. Where the pod shares its node's address, or leaves through a gateway, the source is
+that one. The HTTP part also reads what passes and records log-ins, issued and renewed leases and a revoked own token:
+names and lease ids, never a token or a password.
 """
 
 import asyncio
 import contextlib
-import hashlib
-import time
 from collections.abc import Mapping
-from pathlib import Path
 
 import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
 from yarl import URL
 
 from demo import truth
+from demo.book import Book, digest
 
 # these belong to one connection (RFC 9110, 7.6.1), or are set anew by each side's library
 _NOT_FORWARDED = frozenset(
@@ -41,23 +40,26 @@ class _Credentials(msgspec.Struct):
     username: str = ""
 
 
+class _Token(msgspec.Struct):
+    client_token: str = ""
+
+
+class _Wrap(msgspec.Struct):
+    token: str = ""
+
+
 class _Answer(msgspec.Struct):
     """The fields of OpenBao's answers that are read; lease_duration in seconds."""
 
     lease_id: str = ""
     lease_duration: float = 0
     data: _Credentials | None = None
+    auth: _Token | None = None
+    wrap_info: _Wrap | None = None
 
 
 class _RenewRequest(msgspec.Struct):
     lease_id: str = ""
-
-
-class _Lease(msgspec.Struct):
-    database: str | None
-    database_user: str | None
-    token: bytes
-    until: float
 
 
 def _without_hop_headers(headers: Mapping[str, str]) -> list[tuple[str, str]]:
@@ -65,27 +67,32 @@ def _without_hop_headers(headers: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 class PodProxy:
-    """The two listeners of one pod. `databases` says which database each "mount/creds/role" path opens."""
+    """The two listeners of one pod, on `listen`; what it sends on leaves from `source`. Both are the pod's own address
+    by default. `databases` says which database each "mount/creds/role" path opens.
+    """
 
     def __init__(
         self,
         pod: truth.Pod,
         *,
-        truth_file: Path,
+        book: Book,
         databases: Mapping[str, str],
         vault: str,
         vault_port: int,
         postgres: tuple[str, int],
         postgres_port: int,
+        listen: str = "",
+        source: str = "",
     ) -> None:
         self.pod = pod
-        self._truth_file = truth_file
+        self.listen = listen or pod.ip
+        self._source = (source or pod.ip, 0)
+        self._book = book
         self._databases = databases
         self._vault = vault.rstrip("/")
         self._vault_port = vault_port
         self._postgres = postgres
         self._postgres_port = postgres_port
-        self._leases: dict[str, _Lease] = {}
         self._stack = contextlib.AsyncExitStack()
         self._client: ClientSession
         self._connections: set[asyncio.Task[None]] = set()
@@ -94,7 +101,7 @@ class PodProxy:
     @property
     def vault_address(self) -> str:
         """Where the pod's agent finds OpenBao."""
-        return f"http://{self.pod.ip}:{self._vault_port}"
+        return f"http://{self.listen}:{self._vault_port}"
 
     async def start(self) -> None:
         """Listen; raises OSError where the address or port cannot be bound."""
@@ -107,7 +114,7 @@ class PodProxy:
     async def _start(self) -> None:
         self._client = await self._stack.enter_async_context(
             ClientSession(
-                connector=TCPConnector(local_addr=(self.pod.ip, 0), keepalive_timeout=60),
+                connector=TCPConnector(local_addr=self._source, keepalive_timeout=60),
                 timeout=_TIMEOUT,
                 auto_decompress=False,
                 skip_auto_headers=("User-Agent", "Accept", "Content-Type"),
@@ -119,8 +126,8 @@ class PodProxy:
         runner = web.AppRunner(application, access_log=None, handler_cancellation=False, shutdown_timeout=5)
         await runner.setup()
         self._stack.push_async_callback(runner.cleanup)
-        await web.TCPSite(runner, self.pod.ip, self._vault_port).start()
-        server = await asyncio.start_server(self._tunnel, self.pod.ip, self._postgres_port)
+        await web.TCPSite(runner, self.listen, self._vault_port).start()
+        server = await asyncio.start_server(self._tunnel, self.listen, self._postgres_port)
         self._stack.callback(server.close)
 
     async def stop(self) -> None:
@@ -157,61 +164,30 @@ class PodProxy:
             )
 
     def _note(self, request: web.Request, body: bytes, content: bytes) -> None:
-        """Record what a successful exchange means; what cannot be read is not one of the four."""
+        """Record what a successful exchange means; what cannot be read is not one of these."""
         path = request.path.removeprefix("/v1/").strip("/")
-        token = hashlib.sha256(request.headers.get("X-Vault-Token", "").encode()).digest()
+        token = digest(request.headers.get("X-Vault-Token", ""))
+        if path == "auth/token/revoke-self":
+            self._book.token_revoked(token, deed="by the pod itself")
+            return
         with contextlib.suppress(msgspec.MsgspecError):
+            answer = msgspec.json.decode(content, type=_Answer)
+            user = answer.data.username if answer.data else None
             if path.startswith("auth/") and path.endswith("/login"):
-                truth.record(self._truth_file, "login", self.pod)
+                self._book.login(self.pod)
+            elif path == "auth/token/create" and answer.auth:
+                self._book.child(token, answer.auth.client_token)
             elif path in self._databases and request.method == "GET":
-                self._note_issue(self._databases[path], token, msgspec.json.decode(content, type=_Answer))
+                if answer.wrap_info:
+                    self._book.wrapped(answer.wrap_info.token, self.pod, self._databases[path], token)
+                else:
+                    database = self._databases[path]
+                    self._book.issue(self.pod, answer.lease_id, database, user, token, answer.lease_duration)
+            elif path == "sys/wrapping/unwrap":
+                self._book.unwrapped(token, answer.lease_id, user, answer.lease_duration)
             elif path in ("sys/leases/renew", "sys/renew"):
                 asked = msgspec.json.decode(body, type=_RenewRequest)
-                self._note_renew(msgspec.json.decode(content, type=_Answer), asked.lease_id)
-            elif path == "auth/token/revoke-self":
-                self._note_revoke_self(token)
-
-    def _note_issue(self, database: str, token: bytes, answer: _Answer) -> None:
-        user = answer.data.username if answer.data else None
-        self._leases[answer.lease_id] = _Lease(database, user, token, time.monotonic() + answer.lease_duration)
-        truth.record(
-            self._truth_file,
-            "issue",
-            self.pod,
-            lease_id=answer.lease_id,
-            database=database,
-            database_user=user,
-        )
-
-    def _note_renew(self, answer: _Answer, asked: str) -> None:
-        lease_id = answer.lease_id or asked
-        lease = self._leases.get(lease_id)
-        if lease:
-            lease.until = time.monotonic() + answer.lease_duration
-        truth.record(
-            self._truth_file,
-            "renew",
-            self.pod,
-            lease_id=lease_id,
-            database=lease.database if lease else None,
-            database_user=lease.database_user if lease else None,
-        )
-
-    def _note_revoke_self(self, token: bytes) -> None:
-        """The token's leases went with it, except those that had already run out."""
-        ended = [lease_id for lease_id, lease in self._leases.items() if lease.token == token]
-        for lease_id in ended:
-            lease = self._leases.pop(lease_id)
-            if lease.until > time.monotonic():
-                truth.record(
-                    self._truth_file,
-                    "end",
-                    self.pod,
-                    lease_id=lease_id,
-                    database=lease.database,
-                    database_user=lease.database_user,
-                    reason="token revoked",
-                )
+                self._book.renew(self.pod, answer.lease_id or asked.lease_id, answer.lease_duration)
 
     # -- PostgreSQL ------------------------------------------------------------------------------------------
 
@@ -223,7 +199,7 @@ class PodProxy:
         self._connections.add(task)
         try:
             with contextlib.closing(writer):
-                far_reader, far_writer = await asyncio.open_connection(*self._postgres, local_addr=(self.pod.ip, 0))
+                far_reader, far_writer = await asyncio.open_connection(*self._postgres, local_addr=self._source)
                 with contextlib.closing(far_writer):
                     await _join((reader, far_writer), (far_reader, writer))
         except OSError:

@@ -18,11 +18,11 @@ from kubernetes import client as kubernetes
 from demo import databases, kube, openbao, postgres, processes, product, state, valkey, vault_setup
 from demo.files import write_secret
 from demo.kube import driver
-from demo.pods import Settings
+from demo.pods import ClusterAccess, Settings
 from demo.ports import Ports
 from demo.product import Product
 from demo.supervisor import Child, Supervisor
-from demo.workloads import APPLICATIONS
+from demo.workloads import ALL_APPLICATIONS, CLUSTER, SECOND_CLUSTER
 
 # the audience of the service-account tokens that are for OpenBao: the API server does not accept them
 _AUDIENCE = "openbao"
@@ -40,13 +40,15 @@ class Stack:
     ports: Ports
     supervisor: Supervisor
     say: Callable[[str], None]
+    # how many times as fast as usual pods come and go, and the administrator ends leases
+    pace: float = 1
     variables: dict[str, str] = field(default_factory=dict)
     tokens_due: float = 0
     _postgres: postgres.Postgres = field(init=False)
     _valkey: valkey.Valkey = field(init=False)
     _openbao: openbao.OpenBao = field(init=False)
-    _cluster: kube.Cluster = field(init=False)
-    _api: kubernetes.ApiClient = field(init=False)
+    _clusters: dict[str, kube.Cluster] = field(default_factory=dict)
+    _apis: dict[str, kubernetes.ApiClient] = field(default_factory=dict)
 
     def start(self, *, with_product: bool) -> None:
         """Everything, in order; raises NotReady with the last lines of the log of what did not come up."""
@@ -59,8 +61,8 @@ class Stack:
             for child in leasehold.children(self.ports):
                 self.supervisor.begin(child)
             self._timed(f"Leasehold: web on {self.variables['DEMO_URL']}, workers, beat", self._wait_until_ready)
-        pods = sum(application.replicas for application in APPLICATIONS)
-        self._timed(f"{pods} pods: an agent, a client and an address for each", self._start_pods)
+        pods = sum(application.replicas for application in ALL_APPLICATIONS)
+        self._timed(f"{pods} pods in two clusters, each with what runs in it and a network", self._start_pods)
         if with_product:
             # the pods are what it is to see: still healthy with them
             self._timed("Leasehold is ready (/readyz)", self._wait_until_ready)
@@ -92,9 +94,10 @@ class Stack:
             ("OpenBao", f"127.0.0.1:{ports.openbao}"),
             ("OpenBao's raft", self._raft_address()),
             ("Kubernetes API", f"127.0.0.1:{ports.kubernetes}"),
-            *((("etcd", self._cluster.etcd),) if self._cluster.etcd else ()),
-            ("each pod's way to OpenBao", f"127.20.x.y:{ports.pod_openbao}"),
-            ("each pod's way to PostgreSQL", f"127.20.x.y:{ports.pod_postgres}"),
+            ("Kubernetes API of the second cluster", f"127.0.0.1:{ports.kubernetes_2}"),
+            *(("etcd", cluster.etcd) for cluster in self._clusters.values() if cluster.etcd),
+            ("each pod's way to OpenBao", f"127.21.x.y:{ports.pod_openbao}"),
+            ("each pod's way to PostgreSQL", f"127.21.x.y:{ports.pod_postgres}"),
         ]
 
     # -- servers ---------------------------------------------------------------------------------------------
@@ -111,7 +114,18 @@ class Stack:
             ),
             Child("Valkey", folder / "valkey/valkey.log", self._start_valkey),
             Child("OpenBao", folder / "openbao/server.log", self._start_openbao),
-            Child("Kubernetes API", folder / "kube" / kube_log, self._start_kube, stop=lambda _: self._cluster.stop()),
+            Child(
+                "Kubernetes API",
+                folder / "kube" / kube_log,
+                partial(self._start_kube, CLUSTER),
+                stop=lambda _: self._clusters[CLUSTER].stop(),
+            ),
+            Child(
+                "Kubernetes API 2",
+                folder / "kube-2/standin.log",
+                partial(self._start_kube, SECOND_CLUSTER),
+                stop=lambda _: self._clusters[SECOND_CLUSTER].stop(),
+            ),
         ]
 
     def _start_postgres(self) -> subprocess.Popen[bytes]:
@@ -126,9 +140,15 @@ class Stack:
         self._openbao = openbao.start(self.folder / "openbao", port=self.ports.openbao)
         return self._openbao.process
 
-    def _start_kube(self) -> subprocess.Popen[bytes]:
-        self._cluster = kube.start(self.folder / "kube", port=self.ports.kubernetes, tls=True)
-        return self._cluster.processes[-1]
+    def _start_kube(self, name: str) -> subprocess.Popen[bytes]:
+        """The second cluster is always a stand-in: it is there for its names and addresses."""
+        cluster = (
+            kube.start(self.folder / "kube", port=self.ports.kubernetes, tls=True)
+            if name == CLUSTER
+            else kube.start(self.folder / "kube-2", port=self.ports.kubernetes_2, tls=True, real=False)
+        )
+        self._clusters[name] = cluster
+        return cluster.processes[-1]
 
     def _raft_address(self) -> str:
         found = re.search(r'cluster_address = "([^"]+)"', (self.folder / "openbao/server.hcl").read_text())
@@ -137,31 +157,16 @@ class Stack:
     # -- configuration ---------------------------------------------------------------------------------------
 
     def _configure(self) -> None:
-        cluster = self._cluster
         databases.prepare(self._postgres)
-        self._api = driver.connect(cluster)
-        for namespace in sorted({"leasehold", "openbao", *(application.namespace for application in APPLICATIONS)}):
-            driver.create_namespace(self._api, namespace)
-        for application in APPLICATIONS:
-            driver.create_service_account(self._api, application.namespace, application.service_account)
-        for service_account in vault_setup.LEASEHOLD.values():
-            driver.create_service_account(self._api, "leasehold", service_account)
-        driver.grant_reader(self._api, "leasehold", "leasehold")
-        driver.create_service_account(self._api, "openbao", "openbao")
-        driver.grant_token_reviewer(self._api, "openbao", "openbao")
+        identities = {name: self._prepare_cluster(name) for name in self._clusters}
         administrator = vault_setup.configure(
             self._openbao,
             postgres=self._postgres,
-            identities=vault_setup.Identities(
-                kubernetes_address=cluster.address,
-                ca_certificate=cluster.ca_certificate,
-                reviewer_token=driver.request_token(self._api, "openbao", "openbao", seconds=30 * 86_400),
-                public_key=cluster.service_account_public_key,
-                issuer=cluster.issuer,
-                audience=_AUDIENCE,
-            ),
+            identities=identities[CLUSTER],
+            second=identities[SECOND_CLUSTER],
             policies=state.ROOT / "deploy/vault",
         )
+        write_secret(self._administrator_token_file, administrator)
         self.variables = product.write_environment(
             self.folder,
             ports=self.ports,
@@ -171,20 +176,46 @@ class Stack:
             administrator=administrator,
         )
         product.write_monitor_accounts(self.folder, self._postgres)
-        product.write_configuration(
-            self.folder, openbao=self._openbao, kubernetes=cluster.address, ca_file=cluster.ca_file
-        )
+        product.write_configuration(self.folder, openbao=self._openbao, clusters=self._clusters)
         self._renew_own_tokens()
 
+    @property
+    def _administrator_token_file(self) -> Path:
+        return self.folder / "openbao/administrator-token"
+
+    def _prepare_cluster(self, name: str) -> vault_setup.Identities:
+        """A cluster's namespaces and service accounts, and what OpenBao has to know of it."""
+        cluster = self._clusters[name]
+        api = self._apis[name] = driver.connect(cluster)
+        applications = [application for application in ALL_APPLICATIONS if application.cluster == name]
+        for namespace in sorted({"leasehold", "openbao", *(application.namespace for application in applications)}):
+            driver.create_namespace(api, namespace)
+        for application in applications:
+            driver.create_service_account(api, application.namespace, application.service_account)
+        for service_account in vault_setup.LEASEHOLD.values():
+            driver.create_service_account(api, "leasehold", service_account)
+        driver.grant_reader(api, "leasehold", "leasehold")
+        driver.create_service_account(api, "openbao", "openbao")
+        driver.grant_token_reviewer(api, "openbao", "openbao")
+        return vault_setup.Identities(
+            kubernetes_address=cluster.address,
+            ca_certificate=cluster.ca_certificate,
+            reviewer_token=driver.request_token(api, "openbao", "openbao", seconds=30 * 86_400),
+            public_key=cluster.service_account_public_key,
+            issuer=cluster.issuer,
+            audience=_AUDIENCE,
+        )
+
     def _renew_own_tokens(self) -> None:
-        """What the kubelet would project into Leasehold's pods: tokens for OpenBao and one for the API server."""
-        for name, service_account, audiences in (
-            ("vault-token", "leasehold", [_AUDIENCE]),
-            ("vault-respond-token", "leasehold-actions", [_AUDIENCE]),
-            ("kubernetes-token", "leasehold", []),
-        ):
+        """What the kubelet would project into Leasehold's pods: tokens for OpenBao and one for each API server."""
+        wanted: list[tuple[str, str, str, list[str]]] = [
+            ("vault-token", CLUSTER, "leasehold", [_AUDIENCE]),
+            ("vault-respond-token", CLUSTER, "leasehold-actions", [_AUDIENCE]),
+            *((product.kubernetes_token(cluster), cluster, "leasehold", []) for cluster in self._clusters),
+        ]
+        for name, cluster, service_account, audiences in wanted:
             token = driver.request_token(
-                self._api, "leasehold", service_account, audiences=audiences, seconds=_TOKEN_SECONDS
+                self._apis[cluster], "leasehold", service_account, audiences=audiences, seconds=_TOKEN_SECONDS
             )
             write_secret(self.folder / "leasehold" / name, token)
         self.tokens_due = time.monotonic() + _TOKEN_REFRESH
@@ -217,14 +248,17 @@ class Stack:
         settings = Settings(
             folder=folder,
             truth=self.folder / "truth.ndjson",
-            kubernetes=self._cluster.address,
-            ca_file=self._cluster.ca_file,
-            admin_token_file=self.folder / "kube/admin-token",
+            clusters={
+                CLUSTER: self._access(CLUSTER, self.folder / "kube"),
+                SECOND_CLUSTER: self._access(SECOND_CLUSTER, self.folder / "kube-2"),
+            },
+            administrator_token_file=self._administrator_token_file,
             audience=_AUDIENCE,
             vault=self._openbao.address,
             vault_port=self.ports.pod_openbao,
             postgres_port=self.ports.postgres,
             pod_postgres_port=self.ports.pod_postgres,
+            pace=self.pace,
         )
         settings_file = folder / "settings.json"
         settings_file.write_bytes(settings.encode())
@@ -234,12 +268,16 @@ class Stack:
             return processes.spawn([sys.executable, "-m", "demo.pods", settings_file], log=log)
 
         self.supervisor.begin(Child("pods", log, start))
-        wanted = sum(application.replicas for application in APPLICATIONS)
+        wanted = sum(application.replicas for application in ALL_APPLICATIONS if application.holds_credentials)
 
         def all_have_credentials() -> bool:
             return len(list(folder.glob("running/*/*/vault/secrets/db-creds"))) >= wanted
 
         self._wait_for_children(all_have_credentials, what="the pods' database credentials", seconds=90, log=log)
+
+    def _access(self, cluster: str, folder: Path) -> ClusterAccess:
+        found = self._clusters[cluster]
+        return ClusterAccess(address=found.address, ca_file=found.ca_file, admin_token_file=folder / "admin-token")
 
     def _wait_for_children(
         self, condition: Callable[[], bool], *, what: str, seconds: float, log: Path | None = None

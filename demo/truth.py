@@ -1,8 +1,10 @@
 """What the simulated pods really did, one JSON line per thing: the demo's own record, never read by the product.
 
-A lease's `end` is written only where the pod itself ended it (it revoked its own token, which takes the token's
-leases with it). A pod that goes away leaves its leases behind until they expire, and nobody here knows when
-Vault really ended those: so there is no `end` line for them.
+A lease's `end` is written only where it is really known, with its reason in Leasehold's words: a pod revoked its own
+token, the demo's administrator ended the lease or its token, or he saw that it was there just before it ran out and gone
+just after. What a pod that goes away leaves behind ends some time, and nobody here knows when: no `end` line for those.
+
+An `issue` line's pod is the one whose token read the credential, also where it was handed on (by an operator, or wrapped).
 """
 
 import os
@@ -58,7 +60,7 @@ def record(
     database_user: str | None = None,
     reason: str | None = None,
 ) -> None:
-    """Append one line. Several processes write the same file: one write each to a file opened for appending."""
+    """Append one line."""
     line = Line(
         at=now(),
         event=event,
@@ -73,9 +75,14 @@ def record(
         database_user=database_user,
         reason=reason,
     )
+    append(file, msgspec.json.encode(line))
+
+
+def append(file: Path, line: bytes) -> None:
+    """Several processes write the same file: one write each to a file opened for appending."""
     descriptor = os.open(file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        os.write(descriptor, msgspec.json.encode(line) + b"\n")
+        os.write(descriptor, line + b"\n")
     finally:
         os.close(descriptor)
 

@@ -12,6 +12,7 @@ from demo.databases import connection_account
 from demo.openbao import OpenBao
 from demo.postgres import Postgres
 from demo.workloads import (
+    ALL_APPLICATIONS,
     APPLICATIONS,
     CREATE,
     DATABASES,
@@ -19,6 +20,9 @@ from demo.workloads import (
     LEASE_TTL,
     MOUNT,
     REVOKE,
+    REVOKE_FAILS,
+    SECOND_APPLICATIONS,
+    STUCK_ROLE,
     TOKEN_MAX_TTL,
     TOKEN_TTL,
     Application,
@@ -49,14 +53,27 @@ class Identities:
     audience: str
 
 
-def configure(openbao: OpenBao, *, postgres: Postgres, identities: Identities, policies: Path) -> str:
-    """Set everything up and return an administrator's token. `policies`: the folder with Leasehold's own two."""
+def configure(
+    openbao: OpenBao,
+    *,
+    postgres: Postgres,
+    identities: Identities,
+    policies: Path,
+    second: Identities | None = None,
+) -> str:
+    """Set everything up and return an administrator's token. `policies`: the folder with Leasehold's own two.
+
+    `second`: the second cluster, if there is one.
+    """
     client = hvac.Client(url=openbao.address, token=openbao.root_token, timeout=30)
     set_up_mount(client, postgres)
     _set_up_kubernetes(client, identities)
     _set_up_jwt(client, identities)
-    for application in APPLICATIONS:
-        _admit(client, application, audience=identities.audience)
+    if second:
+        _set_up_kubernetes(client, second, mount=SECOND_APPLICATIONS[0].auth_mount)
+    for application in ALL_APPLICATIONS if second else APPLICATIONS:
+        if application.logs_in:
+            _admit(client, application, audience=identities.audience)
     _admit_leasehold(client, policies, audience=identities.audience)
     return _administrator(client)
 
@@ -68,7 +85,7 @@ def set_up_mount(
     client.sys.enable_secrets_engine("database", path=mount)
     for database in databases:
         account = connection_account(database)
-        roles = sorted({a.database_role for a in APPLICATIONS if a.database == database})
+        roles = sorted({role for a in APPLICATIONS if a.database == database for role in a.database_roles})
         client.secrets.database.configure(
             name=database,
             plugin_name="postgresql-database-plugin",
@@ -83,21 +100,22 @@ def set_up_mount(
                 name=role,
                 db_name=database,
                 creation_statements=CREATE,
-                revocation_statements=REVOKE,
+                revocation_statements=REVOKE_FAILS if role == STUCK_ROLE else REVOKE,
                 default_ttl=f"{LEASE_TTL}s",
                 max_ttl=f"{LEASE_MAX_TTL}s",
                 mount_point=mount,
             )
 
 
-def _set_up_kubernetes(client: hvac.Client, identities: Identities) -> None:
+def _set_up_kubernetes(client: hvac.Client, identities: Identities, *, mount: str = "kubernetes") -> None:
     """https://openbao.org/docs/auth/kubernetes"""
-    client.sys.enable_auth_method("kubernetes")
+    client.sys.enable_auth_method("kubernetes", path=mount)
     client.auth.kubernetes.configure(
         kubernetes_host=identities.kubernetes_address,
         kubernetes_ca_cert=identities.ca_certificate,
         token_reviewer_jwt=identities.reviewer_token,
         disable_local_ca_jwt=True,
+        mount_point=mount,
     )
 
 
@@ -110,11 +128,15 @@ def _set_up_jwt(client: hvac.Client, identities: Identities) -> None:
 def _admit(client: hvac.Client, application: Application, *, audience: str) -> None:
     """The application's policy, and the role that gives it to its service account."""
     role = application.vault_role
-    client.sys.create_or_update_policy(role, f'path "{application.credentials_path}" {{ capabilities = ["read"] }}\n')
+    rules = [f'path "{MOUNT}/creds/{name}" {{ capabilities = ["read"] }}' for name in application.database_roles]
+    if application.program == "child":
+        rules.append('path "auth/token/create" { capabilities = ["update"] }')
+    client.sys.create_or_update_policy(role, "\n".join(rules) + "\n")
     token: dict[str, Any] = {
         "token_policies": [role],
         "token_ttl": f"{TOKEN_TTL}s",
         "token_max_ttl": f"{TOKEN_MAX_TTL}s",
+        **({"token_type": "batch"} if application.program == "batch" else {}),
     }
     if application.method == "kubernetes":
         bound: dict[str, Any] = {
@@ -131,7 +153,7 @@ def _admit(client: hvac.Client, application: Application, *, audience: str) -> N
             # these make the pod part of the token, and so of every line of the audit log
             "claim_mappings": CLAIM_MAPPINGS,
         }
-    client.write_data(f"auth/{application.method}/role/{role}", data={**bound, **token})
+    client.write_data(f"auth/{application.auth_mount}/role/{role}", data={**bound, **token})
 
 
 def _admit_leasehold(client: hvac.Client, policies: Path, *, audience: str) -> None:
@@ -163,4 +185,4 @@ def _administrator(client: hvac.Client) -> str:
 
 def database_paths(applications: Sequence[Application] = APPLICATIONS) -> dict[str, str]:
     """Which database each credentials path opens."""
-    return {application.credentials_path: application.database for application in applications}
+    return {f"{MOUNT}/creds/{role}": one.database for one in applications for role in one.database_roles}

@@ -20,7 +20,7 @@ import pytest
 from psycopg import sql
 from psycopg.conninfo import conninfo_to_dict
 
-from demo import client, databases, ports, processes, state, truth, vault_setup
+from demo import book, client, databases, ports, processes, state, truth, vault_setup
 from demo.openbao import OpenBao
 from demo.postgres import Postgres
 from demo.proxy import PodProxy
@@ -65,7 +65,9 @@ def vault(openbao: OpenBao, postgres: Postgres) -> Iterator[hvac.Client]:
     vault_setup.set_up_mount(administrator, postgres, mount=MOUNT, databases=["orders"])
     administrator.sys.enable_auth_method("approle", path=MOUNT)
     administrator.sys.create_or_update_policy(
-        "demo-parts", f'path "{MOUNT}/creds/my-role" {{ capabilities = ["read"] }}'
+        "demo-parts",
+        f'path "{MOUNT}/creds/my-role" {{ capabilities = ["read"] }}\n'
+        'path "auth/token/create" { capabilities = ["update"] }',
     )
     administrator.auth.approle.create_or_update_approle(
         "demo-parts", token_policies=["demo-parts"], bind_secret_id=False, token_bound_cidrs=["127.0.0.0/8"],
@@ -77,19 +79,23 @@ def vault(openbao: OpenBao, postgres: Postgres) -> Iterator[hvac.Client]:
 
 
 @pytest.fixture
-def network(vault: hvac.Client, openbao: OpenBao, postgres: Postgres, tmp_path: Path) -> Iterator[Network]:
+def network(
+    vault: hvac.Client, openbao: OpenBao, postgres: Postgres, tmp_path: Path, request: pytest.FixtureRequest
+) -> Iterator[Network]:
+    """At the pod's own address, or leaving from the one that a test names."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     vault_port, postgres_port = processes.free_port(POD.ip), processes.free_port(POD.ip)
     proxy = PodProxy(
         POD,
-        truth_file=tmp_path / "truth.ndjson",
+        book=book.Book(tmp_path / "truth.ndjson"),
         databases={f"{MOUNT}/creds/my-role": "orders"},
         vault=openbao.address,
         vault_port=vault_port,
         postgres=("127.0.0.1", postgres.port),
         postgres_port=postgres_port,
+        source=getattr(request, "param", ""),
     )
     try:
         asyncio.run_coroutine_threadsafe(proxy.start(), loop).result(10)
@@ -111,7 +117,10 @@ def has_role(postgres: Postgres, name: str) -> bool:
         return connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone() is not None
 
 
-def test_openbao_and_postgresql_see_the_pods_own_address(network: Network, openbao: OpenBao) -> None:
+@pytest.mark.parametrize(("network", "seen_at"), [("", POD.ip), ("127.21.9.9", "127.21.9.9")], indirect=["network"])
+def test_openbao_and_postgresql_see_the_pods_own_address_or_its_gateways(
+    network: Network, openbao: OpenBao, seen_at: str
+) -> None:
     answer = read_credentials(network.log_in())
     with psycopg.connect(
         host=POD.ip,
@@ -123,8 +132,9 @@ def test_openbao_and_postgresql_see_the_pods_own_address(network: Network, openb
         row = connection.execute("SELECT host(inet_client_addr())").fetchone()
     audit = [json.loads(line) for line in openbao.audit_logs["file-a"].read_text().splitlines()]
     seen = {line["request"]["remote_address"] for line in audit if line["request"]["id"] == answer["request_id"]}
-    assert row == (POD.ip,)
-    assert seen == {POD.ip}
+    assert row == (seen_at,)
+    assert seen == {seen_at}
+    assert {line.ip for line in network.lines()} == {POD.ip}
 
 
 def test_the_truth_holds_what_passed_with_its_lease_and_user_and_no_secret(network: Network) -> None:
@@ -149,6 +159,37 @@ def test_the_truth_holds_what_passed_with_its_lease_and_user_and_no_secret(netwo
         *("at", "event", "cluster", "namespace", "service_account", "pod", "pod_uid", "ip"),
         *("lease_id", "database", "database_user", "reason"),
     ]
+
+
+def test_a_wrapped_credential_is_the_readers_from_when_it_is_opened(network: Network) -> None:
+    wrapped = network.log_in().read(f"{MOUNT}/creds/my-role", wrap_ttl="60s")
+    assert [line.event for line in network.lines()] == ["login"]
+    opened = hvac.Client(url=network.vault, token=wrapped["wrap_info"]["token"]).sys.unwrap()
+    issued = network.lines()[-1]
+    assert (issued.event, issued.lease_id, issued.pod) == ("issue", opened["lease_id"], POD.pod)
+    assert issued.database_user == opened["data"]["username"]
+
+
+def test_the_leases_of_a_child_end_with_its_parent(network: Network) -> None:
+    read_credentials(network.log_in())
+    parent = network.log_in()
+    child = hvac.Client(url=network.vault, token=parent.auth.token.create(ttl="60s")["auth"]["client_token"])
+    lease_id = read_credentials(child)["lease_id"]
+    parent.auth.token.revoke_self()
+    last = network.lines()[-1]
+    assert (last.event, last.lease_id, last.reason) == ("end", lease_id, "token revoked")
+    with pytest.raises(hvac.exceptions.Forbidden):
+        read_credentials(child)
+
+
+def test_what_may_have_run_out_by_itself_gets_no_end(tmp_path: Path) -> None:
+    kept = book.Book(tmp_path / "truth.ndjson")
+    for lease_id, seconds in (("running-out", 1.0), ("live", 60.0)):
+        kept.issue(POD, lease_id, "orders", "user", b"token", seconds)
+        kept.end(lease_id, book.REVOKED, deed="by path")
+        kept.end(lease_id, book.REVOKED, deed="by path")
+    ends = [line for line in truth.read(tmp_path / "truth.ndjson") if line.event == "end"]
+    assert [(line.lease_id, line.reason) for line in ends] == [("live", "revoked in Vault")]
 
 
 def test_what_openbao_refuses_is_passed_on_and_not_recorded(network: Network) -> None:
