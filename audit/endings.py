@@ -16,6 +16,7 @@ from audit.lines import Half
 from audit.logins import own_hash
 from audit.models import Ending, Stream, Token
 from audit.secrets import HMAC
+from leases.ends import OUTLIVED
 from leases.identity import mount_path
 from leases.models import EndReason, Revocation, Vault
 from leases.models.actions import Outcome, RevocationState
@@ -234,7 +235,7 @@ _LEASES_OF_TOKENS = f"""
 _ENDINGS_OF_LEASES = f"""
     WITH RECURSIVE ended AS (
       SELECT id, vault_id, lease_id, vault_namespace, login_id, COALESCE(accessed_at, issued_at, '-infinity') AS begun_at,
-        CASE WHEN expires_at > looked_up_at THEN looked_up_at - interval '10 s' END AS alive_at
+        CASE WHEN expires_at > looked_up_at THEN looked_up_at - interval '{OUTLIVED.total_seconds()} s' END AS alive_at
       FROM leases_lease WHERE id = ANY(%s)
     ), leaves AS (SELECT id AS leaf, login_id FROM ended), {_UP}, fitting (id, at, request_id, by, path, display_name) AS (
       SELECT s.id, e.at, e.request_id, e.by, e.path, e.display_name FROM ended s

@@ -67,7 +67,10 @@ def take_reads(stream: Stream, halves: list[Half], *, now: datetime) -> set[int]
     vault = stream.device.vault
     roles = {(role.mount, role.name): role.database_id for role in DatabaseRole.objects.filter(vault=vault)}
     ids, device, epoch = intern.memory().tokens, stream.device_id, stream.device.salt_epoch
-    rows = {half.lease_id: (*_lease(half, roles), ids.get((device, epoch, half.accessor))) for half in halves}
+    rows = {
+        half.lease_id: (*_lease(half, roles, vault.namespace.strip("/")), ids.get((device, epoch, half.accessor)))
+        for half in halves
+    }
     columns = [list(column) for column in zip(*(rows[lease_id] for lease_id in sorted(rows)), strict=True)]
     read_by = [(half.lease_id, ids[device, epoch, half.accessor]) for half in halves if half.accessor]
     with connection.cursor() as cursor:
@@ -116,17 +119,20 @@ def take_reads(stream: Stream, halves: list[Half], *, now: datetime) -> set[int]
     return found
 
 
-def _lease(half: Half, roles: dict[tuple[str, str], int]) -> tuple[Any, ...]:
+def _lease(half: Half, roles: dict[tuple[str, str], int], own_namespace: str) -> tuple[Any, ...]:
     path = half.what[2]
-    mount = half.what[3].strip("/") or path.partition("/creds/")[0]
+    namespace = half.what[5]
+    # the log gives the mount point with its namespace, a path without it
+    mount = half.what[3].removeprefix(namespace).strip("/") or path.partition("/creds/")[0]
     role = path.partition("/creds/")[2].strip("/")
     username = half.answer.username if half.answer else ""
     return (
         half.lease_id,
-        half.what[5],
+        namespace,
         mount,
         role,
-        roles.get((mount, role)),
+        # the mount of the same name in another namespace opens other databases
+        roles.get((mount, role)) if namespace.strip("/") == own_namespace else None,
         # plain only where the mount is tuned so
         "" if username.startswith(HMAC) else username,
         half.request_id,

@@ -27,6 +27,8 @@ AFTER_EXPIRY = timedelta(milliseconds=700)
 # one that is still there then is being revoked, or cannot be: it is asked for again ever more slowly
 LOOK_AGAIN, SELDOM = timedelta(seconds=2), timedelta(minutes=5)
 DENIED = timedelta(minutes=5)
+# how long ago a token may have ended for its leases to be asked for; a list tells of older ones
+TOKENS_BACK = timedelta(minutes=10)
 # of the vault, not of one lease
 _OF_THE_VAULT = (VaultUnreachable, VaultSealed, VaultLoginFailed)
 
@@ -46,6 +48,7 @@ def look_up_due(vault: Vault, *, now: datetime, seconds: float = 0.0) -> int:
     Raises VaultError; what was done before it is kept.
     """
     client = clients.observer(vault)
+    ask_of_ended_tokens(vault, now=now)
     size = max(1, min(BATCH, vault.lookups_per_second // 2))
     end, done = time.monotonic() + seconds, 0
     while leases := due(vault, now=now, limit=size):
@@ -59,6 +62,19 @@ def look_up_due(vault: Vault, *, now: datetime, seconds: float = 0.0) -> int:
             break
         now = timezone.now()
     return done
+
+
+def ask_of_ended_tokens(vault: Vault, *, now: datetime) -> None:
+    """A lease can say that it lives longer than its token, and dies with it: what was read with tokens whose time has come is due."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            UPDATE leases_lease l SET lookup_due_at = %s FROM leases_login g
+            WHERE g.vault_id = %s AND g.expires_at BETWEEN %s AND %s AND l.login_id = g.id AND l.state <> 'ended'
+              AND COALESCE(l.looked_up_at < g.expires_at, true) AND COALESCE(l.lookup_due_at > %s, true)
+            """,
+            [now, vault.pk, now - TOKENS_BACK, now - AFTER_EXPIRY, now],
+        )
 
 
 def take_answers(
@@ -166,6 +182,8 @@ def _why(lease: Lease, action: object, *, now: datetime) -> Gone:
         seen=seen,
         expires_at=lease.expires_at,
         token_ends_at=_token_ends_at(lease.login),
+        token_revoked=lease.login is not None and lease.login.ended_at is not None,
+        alive_at=lease.looked_up_at if lease.expires_at and lease.expires_at > (lease.looked_up_at or now) else None,
     )
 
 
@@ -173,8 +191,7 @@ def _token_ends_at(login: Login | None) -> datetime | None:
     """When the holder's token was ended, or ends by its TTLs, as far as events told."""
     if login is None:
         return None
-    ends: datetime | None = login.ended_at or getattr(login, "expires_at", None)
-    return ends
+    return login.ended_at or login.expires_at
 
 
 def end(lease: Lease, *, at: datetime, reason: EndReason, evidence: str, now: datetime) -> bool:

@@ -433,3 +433,6 @@ def test_a_lease_says_that_it_lives_longer_than_its_token_and_dies_with_it(confi
     while clients.observer(Vault.objects.get()).lookup_lease(lease_id) is not None:
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    lease = look_up(lease_id)
+    assert (lease.state, lease.end_reason, lease.ended_at) == (LeaseState.ENDED, "expired (inferred)", login.expires_at)
+    assert "the token that it was issued to ended" in lease.end_evidence

@@ -73,7 +73,11 @@ class Login(models.Model):
     class Meta:
         constraints = [models.UniqueConstraint(fields=["vault", "request_id"], name="login_is_one_request")]
         # audit.logins.inherit(), and the ends of tokens: down the line
-        indexes = [models.Index(fields=["parent"], name="login_by_parent", condition=~Q(parent=None))]
+        indexes = [
+            models.Index(fields=["parent"], name="login_by_parent", condition=~Q(parent=None)),
+            # lookups.ask_of_ended_tokens()
+            models.Index(fields=["vault", "expires_at"], name="login_expiry", condition=~Q(expires_at=None)),
+        ]
 
     def __str__(self) -> str:
         return f"{self.display_name or self.mount_path} {self.request_id}"
