@@ -39,8 +39,20 @@ def decide(evidence: Evidence) -> Decision:
     """The certainty of one lease's holder, with its reason in words."""
     decision = reader(evidence)
     if evidence.login is not None and evidence.login.inherited:
-        decision = replace(decision, reason=f"{decision.reason}; read with a token that another token made")
+        decision = passed_on(evidence, evidence.login, decision)
     return handed_over(evidence, decision)
+
+
+def passed_on(evidence: Evidence, login: LoginSeen, decision: Decision) -> Decision:
+    """A token that another one made, or that came wrapped, may be with somebody else: the address of the read must be the login's."""
+    how = "read with a token that another token made, or that came wrapped"
+    if decision.pod is None or evidence.address == login.address:
+        return replace(decision, reason=f"{decision.reason}; {how}")
+    return Decision(
+        Certainty.AMBIGUOUS,
+        f"{how}, at {evidence.address}; its login was that of {decision.pod.namespace}/{decision.pod.name} at {login.address}",
+        open=decision.open,
+    )
 
 
 def handed_over(evidence: Evidence, decision: Decision) -> Decision:

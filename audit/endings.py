@@ -5,7 +5,7 @@ The earliest that fits counts as the lease's evidence; a lookup decides whether 
 """
 
 from collections.abc import Iterable
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 from urllib.parse import unquote
 
@@ -18,7 +18,7 @@ from audit.models import Ending, Stream, Token
 from audit.secrets import HMAC
 from leases.ends import OUTLIVED
 from leases.identity import mount_path
-from leases.models import EndReason, Revocation, Vault
+from leases.models import EndReason, Policy, Revocation, Vault
 from leases.models.actions import Outcome, RevocationState
 from leases.revoke import AUDIT_SEEN, note
 
@@ -39,6 +39,9 @@ REASONS = {
 def aim(half: Half) -> tuple[By, str] | None:
     """What a successful revocation was aimed at; None where its line does not tell."""
     path, answer = half.what[2], half.answer
+    if path.startswith(("sys/leases/revoke/", "sys/revoke/")) and answer and answer.data_lease_id:
+        # the id in the body counts where there is one in the path, too
+        path = "sys/leases/revoke"
     for begin, by in (
         ("sys/leases/revoke-prefix/", By.PREFIX),
         ("sys/revoke-prefix/", By.PREFIX),
@@ -71,7 +74,7 @@ def take(stream: Stream, halves: list[Half], *, tokens: list[int]) -> list[int]:
     new = add(stream, halves)
     if tokens or new:
         with connection.cursor() as cursor:
-            cursor.execute(_END_LOGINS, [new, new, new, tokens])
+            cursor.execute(_END_LOGINS, [new, new, new, new, tokens])
     return new
 
 
@@ -98,7 +101,7 @@ def conclude(
         if affected:
             expect_ends(affected, now=now)
         if new:
-            _ask_for_a_list(stream, new, cursor)
+            _ask_for_a_list(stream, new, cursor, now=now)
 
 
 def add(stream: Stream, halves: list[Half]) -> list[int]:
@@ -136,53 +139,61 @@ def _there(stream: Stream, half: Half, by: By, target: str) -> tuple[str, str, s
 
 # from logins down to those of the tokens that theirs made
 _DOWN = """
-    down (login_id, depth) AS (
-      SELECT login_id, 0 FROM theirs WHERE login_id IS NOT NULL
+    down (login_id) AS (
+      SELECT login_id FROM theirs WHERE login_id IS NOT NULL
       UNION
-      SELECT g.id, d.depth + 1 FROM down d JOIN leases_login g ON g.parent_id = d.login_id
-      WHERE NOT g.is_orphan AND d.depth < 50
+      SELECT g.id FROM down d JOIN leases_login g ON g.parent_id = d.login_id WHERE NOT g.is_orphan
     )
 """
-# from a leaf's login up to those with whose tokens it ends: not beyond a token that was revoked alone, from then on
+# from a leaf's login up to those with whose tokens it ends: of one that was revoked alone, only what was before that
 _UP = """
-    up (leaf, login_id, depth, until) AS (
-      SELECT leaf, login_id, 0, 'infinity'::timestamptz FROM leaves WHERE login_id IS NOT NULL
+    up (leaf, login_id, is_leaf, until) AS (
+      SELECT leaf, login_id, true, 'infinity'::timestamptz FROM leaves WHERE login_id IS NOT NULL
       UNION
-      SELECT u.leaf, g.parent_id, u.depth + 1, LEAST(u.until, (
+      SELECT u.leaf, g.parent_id, false, LEAST(u.until, (
         SELECT min(e.at) FROM audit_token k
         JOIN audit_ending e ON e.vault_id = g.vault_id AND e.by = 'token alone' AND e.target = k.own_hash::text
           AND e.device_id = k.device_id AND e.salt_epoch = k.salt_epoch
         WHERE k.login_id = g.parent_id))
       FROM up u JOIN leases_login g ON g.id = u.login_id
-      WHERE g.parent_id IS NOT NULL AND NOT g.is_orphan AND u.depth < 50
-    ), lines AS (
-      SELECT leaf, login_id, depth, COALESCE(lag(until) OVER (PARTITION BY leaf ORDER BY depth), 'infinity') AS until FROM up
+      WHERE g.parent_id IS NOT NULL AND NOT g.is_orphan
     )
 """
-# the endings of those tokens
+# the endings of those tokens, and of a parent whose own login was not seen
 _TOKEN_ENDINGS = """
-    SELECT n.leaf, e.at, e.request_id, e.by, e.path, e.display_name FROM lines n
-    JOIN audit_token k ON k.login_id = n.login_id
+    SELECT n.leaf, e.at, e.request_id, e.by, e.path, e.display_name FROM up n
     JOIN leases_login g ON g.id = n.login_id
+    JOIN audit_token k ON k.login_id = n.login_id
     JOIN audit_ending e ON e.vault_id = g.vault_id AND e.by = 'token' AND e.target = k.accessor
       AND e.device_id = k.device_id AND e.salt_epoch = k.salt_epoch AND e.at <= n.until
     UNION ALL
-    SELECT n.leaf, e.at, e.request_id, e.by, e.path, e.display_name FROM lines n
-    JOIN audit_token k ON k.login_id = n.login_id AND k.own_hash IS NOT NULL
+    SELECT n.leaf, e.at, e.request_id, e.by, e.path, e.display_name FROM up n
     JOIN leases_login g ON g.id = n.login_id
-    JOIN audit_ending e ON e.vault_id = g.vault_id AND (e.by = 'hash of a token' OR (e.by = 'token alone' AND n.depth = 0))
+    JOIN audit_token k ON k.login_id = n.login_id AND k.own_hash IS NOT NULL
+    JOIN audit_ending e ON e.vault_id = g.vault_id AND (e.by = 'hash of a token' OR (e.by = 'token alone' AND n.is_leaf))
       AND e.target = k.own_hash::text AND e.device_id = k.device_id AND e.salt_epoch = k.salt_epoch AND e.at <= n.until
     UNION ALL
-    SELECT n.leaf, e.at, e.request_id, e.by, e.path, e.display_name FROM lines n
+    SELECT n.leaf, e.at, e.request_id, e.by, e.path, e.display_name FROM up n
+    JOIN leases_login g ON g.id = n.login_id AND g.parent_id IS NULL AND NOT g.is_orphan
+    JOIN audit_token k ON k.login_id = n.login_id JOIN audit_token p ON p.id = k.parent_id
+    JOIN audit_ending e ON e.vault_id = g.vault_id AND e.by = 'token' AND e.target = p.accessor
+      AND e.device_id = p.device_id AND e.salt_epoch = p.salt_epoch AND e.at <= n.until
+    UNION ALL
+    SELECT n.leaf, e.at, e.request_id, e.by, e.path, e.display_name FROM up n
     JOIN leases_login g ON g.id = n.login_id
     JOIN audit_ending e ON e.vault_id = g.vault_id AND e.by = 'auth mount' AND e.target = g.mount_path
-      AND e.at >= g.logged_in_at AND e.at <= n.until
+      AND e.at BETWEEN g.logged_in_at AND n.until AND COALESCE(e.at <= g.expires_at, true)
 """
 # the logins whose tokens these endings name
 _NAMED = """
     SELECT k.login_id FROM audit_ending e
     JOIN audit_token k ON k.device_id = e.device_id AND k.salt_epoch = e.salt_epoch AND k.accessor = e.target
     WHERE e.id = ANY(%s) AND e.by = 'token'
+    UNION
+    SELECT c.login_id FROM audit_ending e
+    JOIN audit_token k ON k.device_id = e.device_id AND k.salt_epoch = e.salt_epoch AND k.accessor = e.target
+    JOIN audit_token c ON c.parent_id = k.id
+    WHERE e.id = ANY(%s) AND e.by = 'token' AND k.login_id IS NULL
     UNION
     SELECT k.login_id FROM audit_ending e
     JOIN audit_token k ON k.own_hash = CASE WHEN e.by IN ('hash of a token', 'token alone') THEN e.target::bigint END
@@ -191,6 +202,7 @@ _NAMED = """
     UNION
     SELECT g.id FROM audit_ending e
     JOIN leases_login g ON g.vault_id = e.vault_id AND g.mount_path = e.target AND g.logged_in_at <= e.at
+      AND g.expires_at >= e.at
     WHERE e.id = ANY(%s) AND e.by = 'auth mount'
 """
 
@@ -198,7 +210,7 @@ _NAMED = """
 _LEASES_OF_ENDINGS = [
     """
     SELECT l.id FROM audit_ending e JOIN leases_lease l ON l.vault_id = e.vault_id AND l.lease_id = e.target
-    WHERE e.id = ANY(%s) AND e.by = 'lease id'
+    WHERE e.id = ANY(%s) AND e.by IN ('lease id', 'prefix', 'force')
     """,
     """
     SELECT l.id FROM audit_ending e
@@ -240,6 +252,7 @@ _ENDINGS_OF_LEASES = f"""
     ), leaves AS (SELECT id AS leaf, login_id FROM ended), {_UP}, fitting (id, at, request_id, by, path, display_name) AS (
       SELECT s.id, e.at, e.request_id, e.by, e.path, e.display_name FROM ended s
       JOIN audit_ending e ON e.vault_id = s.vault_id AND e.by = 'lease id' AND e.target = s.lease_id
+        AND starts_with(s.vault_namespace, e.namespace_path)
       UNION ALL
       SELECT s.id, e.at, e.request_id, e.by, e.path, e.display_name FROM ended s
       JOIN audit_text t ON t.text = s.lease_id AND t.digest = ANY(%s)
@@ -247,9 +260,14 @@ _ENDINGS_OF_LEASES = f"""
       JOIN audit_ending e ON e.vault_id = s.vault_id AND e.by = 'hash of a lease id' AND e.target = h.hash
         AND e.device_id = h.device_id AND e.salt_epoch = h.salt_epoch
       UNION ALL
+      -- a prefix that is a whole id revokes that lease
       SELECT s.id, e.at, e.request_id, e.by, e.path, e.display_name FROM ended s
-      JOIN audit_ending e ON e.vault_id = s.vault_id AND e.by IN ('prefix', 'force')
-        AND starts_with(s.lease_id, e.target || '/') AND e.namespace_path = s.vault_namespace AND e.at >= s.begun_at
+      CROSS JOIN LATERAL (
+        SELECT array_to_string(parts[:number], '/') AS prefix
+        FROM string_to_array(s.lease_id, '/') parts, generate_series(1, cardinality(parts)) number
+      ) p
+      JOIN audit_ending e ON e.vault_id = s.vault_id AND e.by IN ('prefix', 'force') AND e.target = p.prefix
+        AND e.namespace_path = s.vault_namespace AND e.at >= s.begun_at
       UNION ALL
       SELECT s.id, e.at, e.request_id, e.by, e.path, e.display_name FROM ({_TOKEN_ENDINGS}) e JOIN ended s ON s.id = e.leaf
       WHERE e.at >= s.begun_at
@@ -268,9 +286,11 @@ _ENDINGS_OF_LEASES = f"""
 _END_LOGINS = f"""
     WITH RECURSIVE theirs (login_id) AS ({_NAMED} UNION SELECT login_id FROM audit_token WHERE id = ANY(%s)), {_DOWN},
     leaves (leaf, login_id) AS (SELECT DISTINCT login_id, login_id FROM down), {_UP},
-    told AS (SELECT leaf, min(at) AS at FROM ({_TOKEN_ENDINGS}) e GROUP BY leaf)
-    UPDATE leases_login g SET ended_at = told.at, end_reason = 'revoked' FROM told
-    WHERE g.id = told.leaf AND (g.ended_at IS NULL OR g.ended_at > told.at)
+    told AS (
+      SELECT l.leaf, min(e.at) AS at FROM leaves l LEFT JOIN ({_TOKEN_ENDINGS}) e ON e.leaf = l.leaf GROUP BY l.leaf
+    )
+    UPDATE leases_login g SET ended_at = told.at, end_reason = CASE WHEN told.at IS NULL THEN '' ELSE 'revoked' END FROM told
+    WHERE g.id = told.leaf AND g.ended_at IS DISTINCT FROM told.at
 """  # noqa: S608
 
 
@@ -291,7 +311,9 @@ def expect_ends(keys: Iterable[int], *, now: datetime) -> None:
         columns: list[Any] = [list(column) for column in zip(*rows, strict=True)] or [[], [], [], []]
         cursor.execute(_FORGET, [keys, columns[0]])
         if rows:
-            cursor.execute(_EXPLAIN, [now, *columns, EndReason.UNKNOWN, EndReason.EXPIRED])
+            # found gone, it had ended by then, as far as clocks agree
+            skew = timedelta(seconds=Policy.current().clock_skew_seconds)
+            cursor.execute(_EXPLAIN, [now, *columns, EndReason.UNKNOWN, skew, EndReason.EXPIRED])
             cursor.execute(_EXPECT, [now, *columns])
 
 
@@ -306,7 +328,7 @@ _EXPLAIN = """
       ended_at = u.at, end_reason = u.reason, end_evidence = u.evidence || '; a lookup finds no such lease', updated_at = %s
     FROM unnest(%s::bigint[], %s::timestamptz[], %s::text[], %s::text[]) AS u (id, at, reason, evidence)
     WHERE l.id = u.id AND l.state = 'ended' AND (
-      (l.issued_at <= u.at AND (l.end_reason = %s OR (l.end_reason = %s AND l.ended_at > u.at)))
+      (l.issued_at <= u.at AND ((l.end_reason = %s AND u.at <= l.ended_at + %s) OR (l.end_reason = %s AND l.ended_at > u.at)))
       OR (l.end_reason = l.end_seen_reason AND l.ended_at = l.end_seen_at AND l.end_seen_at > u.at)
     )
 """
@@ -321,7 +343,7 @@ _EXPECT = """
 """
 
 
-def _ask_for_a_list(stream: Stream, new: list[int], cursor: Any) -> None:
+def _ask_for_a_list(stream: Stream, new: list[int], cursor: Any, *, now: datetime) -> None:
     """A revocation by a hash that nothing explains (yet): a list will show which lease is missing."""
     cursor.execute(
         """
@@ -333,7 +355,10 @@ def _ask_for_a_list(stream: Stream, new: list[int], cursor: Any) -> None:
         [new],
     )
     if cursor.fetchone()[0]:
-        Vault.objects.filter(pk=stream.device.vault_id).update(reconciled_at=None)
+        # not more often than each minute: a list of many leases is a long line
+        vault = Vault.objects.get(pk=stream.device.vault_id)
+        soon = now - timedelta(seconds=max(0, vault.reconcile_seconds - 60))
+        Vault.objects.filter(pk=vault.pk, reconciled_at__gt=soon).update(reconciled_at=soon)
 
 
 def confirm_revocations(stream: Stream, halves: list[Half], *, now: datetime) -> None:

@@ -57,7 +57,7 @@ class LoginSeen(msgspec.Struct, frozen=True, array_like=True):
     claimed_pod_uid: str
     cluster_id: int | None
     cluster: str
-    # the lease was read with a token that another one made, in the end this login's
+    # the lease was read with a token that another one made, in the end this login's, or one that came wrapped
     inherited: bool = False
 
 
@@ -290,7 +290,7 @@ def leases_of(keys: list[int]) -> list[tuple[Held, LoginSeen | None]]:
             CASE WHEN login.id IS NOT NULL THEN json_build_array(
                 login.logged_in_at, login.mount_path, login.auth_mount_id, login.address,
                 login.service_account_namespace, login.service_account, login.claimed_pod, login.claimed_pod_uid,
-                cluster.id, coalesce(cluster.name, ''), login.id <> own.id
+                cluster.id, coalesce(cluster.name, ''), login.id <> own.id OR own.was_wrapped OR login.was_wrapped
             ) END
         ) ORDER BY lease.id)::text
         FROM leases_lease lease

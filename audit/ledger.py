@@ -91,6 +91,7 @@ def take_reads(stream: Stream, halves: list[Half], *, now: datetime) -> set[int]
             LEFT JOIN audit_token k ON k.id = u.token
             ON CONFLICT (vault_id, lease_id) DO UPDATE SET
               request_id = excluded.request_id,
+              vault_namespace = COALESCE(NULLIF(excluded.vault_namespace, ''), l.vault_namespace),
               source_ip = excluded.source_ip,
               accessed_at = LEAST(l.accessed_at, excluded.accessed_at),
               -- the lease API knows it better, where it was asked

@@ -346,8 +346,8 @@ def wrapped_outcome(path: str, request: Request, wrap: WrapInfo, auth: Auth | No
     wrapped_in = tuple(text for text in (wrap.accessor or "", wrap.token or "") if text)
     if path == "sys/wrapping/rewrap":
         return Kind.REWRAP, Answer(data_token=_text(named(request.data).token), wrapped_in=wrapped_in)
-    if wrap.wrapped_accessor and path.startswith("auth/"):
-        answer = Answer(new_accessor=wrap.wrapped_accessor)
+    if wrap.wrapped_accessor and path.startswith("auth/") and not path.startswith("auth/token/renew"):
+        answer = Answer(new_accessor=wrap.wrapped_accessor, wrapped_in=wrapped_in)
         if path.startswith("auth/token/"):
             answer.is_orphan = is_orphan(path, request)
             return Kind.TOKEN, answer

@@ -4,6 +4,7 @@ A token that another token made is a login of its own, with that one's login as 
 with it unless it is an orphan. Metadata that was given to it is kept and is nobody's identity.
 """
 
+import re
 from collections.abc import Iterable
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,6 +18,7 @@ from audit.models import Kind, Stream
 from leases.identity import TOKEN_STORE, identity, mount_path
 from leases.models import AuthMount, Vault
 
+_IS_HMAC = re.compile(r"hmac-sha256:[0-9a-f]{64}").fullmatch
 # a token's login is told of at most this long after the token was first used, by the times in the log
 _EARLY = timedelta(hours=1)
 # and a token lives at most that long, by Vault's default max_lease_ttl of 32 days and a bit
@@ -38,6 +40,7 @@ _SAID = (
     "claimed_pod_uid",
     "claimed_node",
     "is_orphan",
+    "was_wrapped",
 )
 
 
@@ -64,13 +67,13 @@ def take_logins(stream: Stream, halves: list[Half]) -> list[int]:
             SELECT %s, *, '' FROM unnest(
               %s::text[], %s::timestamptz[], %s::timestamptz[], %s::text[], %s::bigint[], %s::text[], %s::text[], %s::text[],
               %s::text[], %s::jsonb[], %s::jsonb[], %s::bool[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[],
-              %s::bool[])
+              %s::bool[], %s::bool[])
             ON CONFLICT (vault_id, request_id) DO UPDATE SET
               logged_in_at = LEAST(l.logged_in_at, excluded.logged_in_at),
-              expires_at = GREATEST(l.expires_at, excluded.expires_at),
+              expires_at = COALESCE(l.expires_at, excluded.expires_at),
               ({said}) = (SELECT {excluded})
-            WHERE l.logged_in_at > excluded.logged_in_at OR COALESCE(l.expires_at < excluded.expires_at, true)
-              OR ({stored}) IS DISTINCT FROM ({excluded})
+            WHERE l.logged_in_at > excluded.logged_in_at
+              OR (l.expires_at IS NULL AND excluded.expires_at IS NOT NULL) OR ({stored}) IS DISTINCT FROM ({excluded})
             """,  # noqa: S608 (the constant above)
             [vault.pk, *columns],
         )
@@ -97,59 +100,58 @@ def take_logins(stream: Stream, halves: list[Half]) -> list[int]:
 def _tokens(stream: Stream, halves: list[Half]) -> list[tuple[int, str, int | None, int | None]]:
     """(the new token, the request that made it, the token that made it, the new token's own hash)."""
     ids, device, epoch = intern.memory().tokens, stream.device_id, stream.device.salt_epoch
-    found = []
-    for half in halves:
+    found = {}
+    # a token is made once; should lines contradict each other, a login counts
+    for half in sorted(halves, key=lambda half: half.kind == Kind.LOGIN):
         answer = half.answer
         if answer is None or not answer.new_accessor:
             continue
         by = half.accessor if half.kind == Kind.TOKEN else ""
-        found.append(
-            (
-                ids[device, epoch, answer.new_accessor],
-                half.request_id,
-                ids[device, epoch, by] if by else None,
-                own_hash(answer.new_token) if answer.new_token != answer.new_accessor else None,
-            )
+        token = ids[device, epoch, answer.new_accessor]
+        found[token] = (
+            token,
+            half.request_id,
+            ids[device, epoch, by] if by and by != answer.new_accessor else None,
+            own_hash(answer.new_token) if answer.new_token != answer.new_accessor else None,
         )
-    return found
+    return list(found.values())
 
 
 def own_hash(token: str) -> int | None:
     """The first 64 bits of a token's HMAC, as a signed integer; None of what is no HMAC."""
-    try:
-        return int.from_bytes(bytes.fromhex(token.rpartition(":")[2][:16]), signed=True)
-    except ValueError:
-        return None
+    return int.from_bytes(bytes.fromhex(token[12:28]), signed=True) if _IS_HMAC(token) else None
 
 
 def take_ends(stream: Stream, renewals: list[Half], linked: list[int]) -> None:
-    """How long tokens live by their renewals, whichever of login and renewal is told first."""
+    """How long tokens live by their last renewal (it may shorten their time), whichever of login and renewal is told first."""
     ids, device, epoch = intern.memory().tokens, stream.device_id, stream.device.salt_epoch
-    ends: dict[int, datetime] = {}
+    ends: dict[int, tuple[datetime, datetime]] = {}
     for half in renewals:
         if half.answer and half.answer.ttl_seconds:
             token = ids[device, epoch, half.answer.new_accessor]
-            until = half.at + timedelta(seconds=half.answer.ttl_seconds)
-            ends[token] = max(until, ends.get(token, until))
+            told = (half.at, half.at + timedelta(seconds=half.answer.ttl_seconds))
+            ends[token] = max(told, ends.get(token, told))
     if not ends and not linked:
         return
     with connection.cursor() as cursor:
         if ends:
             cursor.execute(
                 """
-                UPDATE audit_token t SET ends_at = u.ends_at FROM unnest(%s::bigint[], %s::timestamptz[]) AS u (id, ends_at)
-                WHERE t.id = u.id AND COALESCE(t.ends_at < u.ends_at, true)
+                UPDATE audit_token t SET renewed_at = u.renewed_at, ends_at = u.ends_at
+                FROM unnest(%s::bigint[], %s::timestamptz[], %s::timestamptz[]) AS u (id, renewed_at, ends_at)
+                WHERE t.id = u.id AND COALESCE(t.renewed_at < u.renewed_at, true)
                 """,
-                [sorted(ends), [ends[token] for token in sorted(ends)]],
+                [sorted(ends), *[[ends[token][place] for token in sorted(ends)] for place in (0, 1)]],
             )
         cursor.execute(
             """
             UPDATE leases_login g SET expires_at = u.ends_at
             FROM (
-              SELECT login_id, max(ends_at) AS ends_at FROM audit_token
-              WHERE id = ANY(%s) AND login_id IS NOT NULL AND ends_at IS NOT NULL GROUP BY login_id
+              SELECT DISTINCT ON (k.login_id) k.login_id, k.ends_at FROM audit_token named
+              JOIN audit_token k ON k.login_id = named.login_id
+              WHERE named.id = ANY(%s) AND k.ends_at IS NOT NULL ORDER BY k.login_id, k.renewed_at DESC
             ) u
-            WHERE g.id = u.login_id AND COALESCE(g.expires_at < u.ends_at, true)
+            WHERE g.id = u.login_id AND g.expires_at IS DISTINCT FROM u.ends_at
             """,
             [sorted({*ends, *linked})],
         )
@@ -184,18 +186,19 @@ def inherit(tokens: Iterable[int]) -> set[int]:
         return {row[0] for row in cursor.fetchall()}
 
 
-# a line of tokens is never that long; it keeps lines that contradict each other from going round for ever
+# by ids alone, so that lines which contradict each other go round only once
 _ORIGINS = """
-    WITH RECURSIVE down (id, depth) AS (
-      SELECT unnest(%s::bigint[]), 0
+    WITH RECURSIVE down (id) AS (
+      SELECT unnest(%s::bigint[])
       UNION
-      SELECT c.id, d.depth + 1 FROM down d JOIN leases_login c ON c.parent_id = d.id WHERE d.depth < 50
-    ), up (id, at, depth) AS (
-      SELECT DISTINCT id, id, 0 FROM down
+      SELECT c.id FROM down d JOIN leases_login c ON c.parent_id = d.id
+    ), up (id, at) AS (
+      SELECT id, id FROM down
       UNION
-      SELECT u.id, g.parent_id, u.depth + 1 FROM up u JOIN leases_login g ON g.id = u.at
-      WHERE g.parent_id IS NOT NULL AND u.depth < 50
-    ), top AS (SELECT DISTINCT ON (id) id, at FROM up ORDER BY id, depth DESC)
+      SELECT u.id, g.parent_id FROM up u JOIN leases_login g ON g.id = u.at WHERE g.parent_id IS NOT NULL
+    ), top AS (
+      SELECT u.id, COALESCE(g.origin_id, g.id) AS at FROM up u JOIN leases_login g ON g.id = u.at WHERE g.parent_id IS NULL
+    )
     UPDATE leases_login g SET origin_id = top.at FROM top WHERE g.id = top.id AND top.at <> top.id
       AND g.origin_id IS DISTINCT FROM top.at
     RETURNING g.id
@@ -235,6 +238,7 @@ def _login(vault: Vault, mounts: dict[str, AuthMount], half: Half) -> tuple[Any,
             )
         ),
         half.answer.is_orphan,
+        bool(half.answer.wrapped_in),
     )
 
 

@@ -211,11 +211,11 @@ _SET_ASIDE = [
     WHERE l.id = k.lease_id AND l.vault_id = %(vault)s AND l.id NOT IN (SELECT id FROM was_read_before)
     """,
     """
-    UPDATE audit_token t SET login_id = NULL, parent_id = NULL, own_hash = NULL, ends_at = NULL FROM leases_login g
+    UPDATE audit_token t SET login_id = NULL, parent_id = NULL, own_hash = NULL, renewed_at = NULL, ends_at = NULL FROM leases_login g
     WHERE g.id = t.login_id AND g.vault_id = %(vault)s AND g.logged_in_at >= %(oldest)s
     """,
     """
-    UPDATE audit_token t SET parent_id = NULL, own_hash = NULL, ends_at = NULL FROM audit_device d
+    UPDATE audit_token t SET parent_id = NULL, own_hash = NULL, renewed_at = NULL, ends_at = NULL FROM audit_device d
     WHERE d.id = t.device_id AND d.vault_id = %(vault)s AND t.login_id IS NULL
     """,
     """
@@ -229,8 +229,11 @@ _SET_ASIDE = [
     "CREATE TEMP TABLE was_login AS SELECT * FROM leases_login WHERE vault_id = %(vault)s",
     # a login that is told of again comes back from there; its key stays, since pages link by it
     """
-    UPDATE leases_login SET logged_in_at = 'infinity', expires_at = NULL, parent_id = NULL, origin_id = NULL, is_orphan = false,
-      ended_at = NULL, end_reason = '' WHERE vault_id = %(vault)s
+    UPDATE leases_login SET expires_at = NULL, parent_id = NULL, origin_id = NULL, ended_at = NULL, end_reason = ''
+    WHERE vault_id = %(vault)s AND logged_in_at >= %(oldest)s
+    """,
+    """
+    UPDATE leases_login SET logged_in_at = 'infinity' WHERE vault_id = %(vault)s
     """,
 ]
 
@@ -359,9 +362,10 @@ def _settle_logins(vault: Vault, oldest: datetime) -> set[int]:
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            UPDATE leases_login g SET logged_in_at = w.logged_in_at, expires_at = GREATEST(g.expires_at, w.expires_at),
-              parent_id = w.parent_id, origin_id = w.origin_id, is_orphan = w.is_orphan, ended_at = w.ended_at,
-              end_reason = w.end_reason
+            UPDATE leases_login g SET logged_in_at = w.logged_in_at, expires_at = COALESCE(g.expires_at, w.expires_at),
+              parent_id = COALESCE(g.parent_id, w.parent_id), origin_id = COALESCE(g.origin_id, w.origin_id),
+              ended_at = COALESCE(g.ended_at, w.ended_at),
+              end_reason = COALESCE(NULLIF(g.end_reason, ''), w.end_reason)
             FROM was_login w WHERE w.id = g.id AND g.logged_in_at = 'infinity' AND (
               w.logged_in_at < %s OR EXISTS (SELECT 1 FROM leases_lease l WHERE l.login_id = g.id))
             """,

@@ -36,7 +36,7 @@ def take(stream: Stream, answers: list[Half]) -> list[Unwrapped]:
         keys += _add_unwraps(cursor, here, unwraps) if unwraps else []
         cursor.execute(_KNOWN, [*here, keys, *here, *here, *here])
         found = [_unwrapped(*row) for row in cursor.fetchall()]
-    intern.tokens([(*here, one.read.accessor) for one in found if one.read.accessor])
+    intern.tokens([(here[0], here[1], one.read.accessor) for one in found if one.read.accessor])
     intern.texts({one.read.lease_id for one in found})
     return found
 

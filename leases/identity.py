@@ -41,8 +41,9 @@ def identify_again(mount: AuthMount) -> list[int]:
 def mount_path(vault: Vault, namespace: str, mount_point: str) -> str:
     """An auth mount's path, as leasehold.toml names it: relative to the vault's own namespace.
 
-    `auth/kubernetes/` -> `kubernetes`, of a namespace below `team/kubernetes`, of any other `/team/kubernetes`: whoever rules
-    over another namespace can mount what he likes there, and shall not lend its identities to this one.
+    `auth/kubernetes/` -> `kubernetes`, of a namespace below `team//kubernetes`, of any other `//team//kubernetes`: whoever rules
+    over another namespace can mount what he likes there, and shall not lend its identities to this one. No mount's path
+    holds two slashes.
     """
     own, there = vault.namespace.strip("/"), namespace.strip("/")
     # the log gives the mount point with its namespace, a path without it
@@ -50,5 +51,5 @@ def mount_path(vault: Vault, namespace: str, mount_point: str) -> str:
     if there == own:
         return path
     if not own or there.startswith(f"{own}/"):
-        return f"{there.removeprefix(own).strip('/')}/{path}"
-    return f"/{there}/{path}"
+        return f"{there.removeprefix(own).strip('/')}//{path}"
+    return f"//{there}//{path}"

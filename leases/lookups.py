@@ -14,7 +14,7 @@ from django.db.models import Q
 from django.utils import timezone
 
 from leases import clients
-from leases.ends import Gone, Seen, why_gone
+from leases.ends import OUTLIVED, Gone, Seen, why_gone
 from leases.models import EndReason, Lease, LeaseState, Login, Revocation, Vault
 from leases.models.actions import RevocationState
 from leases.vault import LeaseTimes, VaultDenied, VaultError, VaultLoginFailed, VaultSealed, VaultUnreachable
@@ -129,12 +129,17 @@ def take_all_times(found: Sequence[tuple[Lease, LeaseTimes]], *, now: datetime) 
             times.last_renewal_at,
             times.renewable,
             times.revoke_error or "",
-            next_lookup(times, now=now),
+            next_lookup(times, now=now, should_be_over=lease.end_seen_at),
             is_irrevocable(times),
         )
         for lease, times in found
     ]
     _execute(_TAKE_TIMES, [now, now], rows)
+    alive = [lease.pk for lease, times in found if lease.end_seen_at is not None and times.ttl_seconds > 0]
+    if alive:
+        Lease.objects.filter(pk__in=alive, end_seen_at__lt=now - OUTLIVED).update(
+            end_seen_at=None, end_seen_reason="", end_seen_evidence=""
+        )
 
 
 def is_irrevocable(times: LeaseTimes) -> bool:
@@ -142,13 +147,19 @@ def is_irrevocable(times: LeaseTimes) -> bool:
     return bool(times.revoke_error) and times.ttl_seconds <= 0
 
 
-def next_lookup(times: LeaseTimes, *, now: datetime) -> datetime | None:
+def next_lookup(times: LeaseTimes, *, now: datetime, should_be_over: datetime | None = None) -> datetime | None:
     """Just after the expiry; again, ever more slowly, while an expired lease is still there. Nothing changes an irrevocable one
-    but a person, and the list of those tells of that."""
+    but a person, and the list of those tells of that.
+
+    `should_be_over`: when an event should have ended it; whether it has outlived that is asked for once.
+    """
     if times.expires_at is None or is_irrevocable(times):
         return None
     over = (now - times.expires_at) / 4
-    return max(times.expires_at + AFTER_EXPIRY, now + min(max(over, LOOK_AGAIN), SELDOM))
+    due = max(times.expires_at + AFTER_EXPIRY, now + min(max(over, LOOK_AGAIN), SELDOM))
+    if should_be_over is not None and should_be_over >= now - OUTLIVED:
+        return min(due, should_be_over + OUTLIVED + AFTER_EXPIRY)
+    return due
 
 
 def end_gone(lease: Lease, *, now: datetime) -> None:

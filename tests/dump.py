@@ -31,7 +31,7 @@ _SIGHTINGS = """
     LEFT JOIN audit_token k ON k.id = s.token_id WHERE d.vault_id = %s
 """
 _TOKENS = """
-    SELECT d.name, k.salt_epoch, k.accessor, k.own_hash, p.accessor, g.request_id, k.ends_at
+    SELECT d.name, k.salt_epoch, k.accessor, k.own_hash, p.accessor, g.request_id, k.renewed_at, k.ends_at
     FROM audit_token k JOIN audit_device d ON d.id = k.device_id
     JOIN leases_login g ON g.id = k.login_id LEFT JOIN audit_token p ON p.id = k.parent_id WHERE d.vault_id = %s
 """
@@ -63,7 +63,7 @@ _COVERAGE = """
 # the logins' keys aside, which another vault's rows take
 _LOGIN = """
     request_id, mount_path, auth_mount_id, address, display_name, entity_id, policies::text, token_type, metadata::text,
-    service_account_namespace, service_account, own, claimed_pod, claimed_pod_uid, claimed_node, is_orphan, end_reason, logged_in_at,
+    service_account_namespace, service_account, own, claimed_pod, claimed_pod_uid, claimed_node, is_orphan, was_wrapped, end_reason, logged_in_at,
     expires_at, ended_at
 """
 _LOGINS = f"""

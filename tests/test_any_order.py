@@ -15,7 +15,7 @@ from django.db import transaction
 
 from audit import intern, push
 from audit.models import Coverage, Event, Stream
-from leases.models import Lease, Vault
+from leases.models import Certainty, Lease, Vault
 from tests import scenario
 from tests.dump import Row, differences, dump, dump_of_devices
 from tests.scenario import Scene, take
@@ -84,7 +84,11 @@ def test_the_evening_holds_what_it_should(scene: Scene) -> None:
         *["revoked in Vault"] * 2,
         *["token revoked"] * 5,
     ]
-    assert set(leases.exclude(unwrapped_from="").values_list("certainty", flat=True))
+    assert sorted(leases.values_list("certainty", flat=True)) == [
+        *[Certainty.AMBIGUOUS] * 2,
+        Certainty.EXACT,
+        *[Certainty.INFERRED] * (leases.count() - 3),
+    ]
     assert not leases.filter(login=None).exists()
     assert sorted(leases.exclude(renewals=0).values_list("renewals", flat=True)) == [1, 1, 1, 1, 1, 2]
     assert Event.objects.filter(own=True).count() == 4

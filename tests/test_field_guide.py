@@ -7,16 +7,18 @@ import json
 import secrets
 import time
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import hvac
 import pytest
+from django.utils import timezone
 
 from audit.models import Event, Hash, Kind, Token
 from demo import vault_setup
-from leases import clients
-from leases.models import Certainty, Lease, LeaseState, Login, Vault
+from leases import clients, lookups
+from leases.models import Certainty, EndReason, Lease, LeaseState, Login, Vault
 from tests.workers import catch_up, issue, look_up, read_streams
 from tests.world import TestPod, World
 
@@ -282,6 +284,12 @@ def test_an_ending_that_a_lease_has_outlived_is_no_evidence(configured: World) -
     read_streams()
     lease = look_up(lease_id)
     assert (lease.state, lease.end_seen_reason) == (LeaseState.LIVE, "token revoked")
+    assert lease.lookup_due_at is not None
+    assert lease.lookup_due_at - timezone.now() < timedelta(seconds=12)
+    # eleven seconds later
+    Lease.objects.update(end_seen_at=timezone.now() - timedelta(seconds=11), lookup_due_at=timezone.now())
+    lease = look_up(lease_id)
+    assert (lease.state, lease.end_seen_at, lease.end_seen_reason) == (LeaseState.LIVE, None, "")
 
 
 # the ways in which leases end
@@ -385,7 +393,7 @@ def test_an_auth_mount_of_another_namespace_lends_no_identity(configured: World,
     team.adapter.post("/v1/auth/kubernetes/login/ada", json={"password": password})
     read_streams()
     login = Login.objects.get(own=False)
-    assert (login.mount_path, login.auth_mount) == (f"{team.adapter.namespace}/kubernetes", None)
+    assert (login.mount_path, login.auth_mount) == (f"{team.adapter.namespace}//kubernetes", None)
 
 
 # the lease API
@@ -397,6 +405,84 @@ def test_a_list_of_what_is_not_there_is_empty(configured: World) -> None:
 
 def test_a_lookup_of_an_unknown_lease_says_that_there_is_none(configured: World) -> None:
     assert clients.observer(Vault.objects.get()).lookup_lease("database/creds/my-role/nothing") is None
+
+
+@pytest.mark.parametrize("how", ["body", "prefix", "force"])
+def test_a_lease_is_ended_by_the_id_that_vault_heeds(configured: World, how: str) -> None:
+    """The body's id counts even where the path has another, and a prefix may be a whole id."""
+    pod = configured.pod("storefront")
+    pod.log_in()
+    one, other = read_with(pod), read_with(pod)
+    pod.renew(one)
+    if how == "body":
+        configured.admin.adapter.put(f"/v1/sys/leases/revoke/{other}", json={"lease_id": one, "sync": True})
+    else:
+        configured.admin.adapter.put(
+            f"/v1/sys/leases/revoke-{how}/{one}", json={} if how == "force" else {"sync": True}
+        )
+    read_streams()
+    reason = {"body": "revoked in Vault", "prefix": "by prefix", "force": "forced (database user may live)"}[how]
+    assert look_up(one).end_reason == reason
+    assert Lease.objects.get(lease_id=other).end_seen_reason == ""
+
+
+def test_a_token_that_is_renewed_wrapped_is_not_made_by_itself(configured: World) -> None:
+    pod = configured.pod("storefront")
+    lease_id = issue(pod)
+    pod.call("POST", "auth/token/renew-self", {}, wrap_seconds=60)
+    read_streams()
+    assert Login.objects.filter(own=False).count() == 1
+    assert Lease.objects.get(lease_id=lease_id).service_account == "storefront"
+
+
+def test_a_token_that_another_pod_takes_out_of_its_wrapping_names_no_pod(configured: World) -> None:
+    """By claims the login is the one pod's; the read comes from the other."""
+    maker_, taker = configured.pod("invoicing"), configured.pod("storefront")
+    jwt = maker_.service_account_token()
+    body = {"role": maker_.application.vault_role, "jwt": jwt}
+    wrapped = maker_.call("POST", "auth/jwt/login", body, wrap_seconds=60)["wrap_info"]["token"]
+    token = replace(taker, token=wrapped).call("POST", "sys/wrapping/unwrap")["auth"]["client_token"]
+    lease_id = read_with(replace(taker, application=maker_.application, token=token))
+    read_streams()
+    lease = Lease.objects.get(lease_id=lease_id)
+    assert (lease.certainty, lease.pod) == (Certainty.AMBIGUOUS, "")
+    assert maker_.name in lease.certainty_reason
+
+
+def test_a_long_line_of_tokens_hides_nobody(configured: World) -> None:
+    pod = maker(configured)
+    last = pod
+    for _ in range(60):
+        last = last.make_token(policies=["shop-storefront", "makes-tokens"])
+    lease_id = read_with(last)
+    configured.admin.adapter.post("/v1/auth/token/revoke", json={"token": pod.token})
+    read_streams()
+    catch_up()
+    lease = look_up(lease_id)
+    assert (lease.service_account, lease.pod, lease.end_reason) == ("storefront", pod.name, "token revoked")
+
+
+def test_the_child_of_a_token_that_is_older_than_the_log_ends_with_it(configured: World) -> None:
+    parent = configured.admin.auth.token.create(policies=["root"], ttl="60s")["auth"]
+    read_streams()
+    # as if the line that made the parent had never been there
+    Token.objects.update(login=None)
+    Login.objects.all().delete()
+    pod = replace(configured.pod("storefront"), token=parent["client_token"])
+    lease_id = read_with(pod.make_token())
+    configured.admin.adapter.post("/v1/auth/token/revoke-accessor", json={"accessor": parent["accessor"]})
+    read_streams()
+    assert look_up(lease_id).end_reason == "token revoked"
+
+
+def test_an_event_after_a_lease_was_found_gone_does_not_explain_it(configured: World) -> None:
+    lease = Lease.objects.get(lease_id=issue(configured.pod("storefront")))
+    ended_at = timezone.now() - timedelta(seconds=10)
+    lookups.end(lease, at=ended_at, reason=EndReason.UNKNOWN, evidence="found gone", now=timezone.now())
+    configured.admin.adapter.put("/v1/sys/leases/revoke-prefix/database/creds/my-role", json={"sync": True})
+    read_streams()
+    lease.refresh_from_db()
+    assert (lease.end_reason, lease.ended_at) == (EndReason.UNKNOWN, ended_at)
 
 
 def test_revoking_what_is_not_there_succeeds_so_that_only_a_lookup_proves_an_end(configured: World) -> None:
@@ -433,6 +519,8 @@ def test_a_lease_says_that_it_lives_longer_than_its_token_and_dies_with_it(confi
     while clients.observer(Vault.objects.get()).lookup_lease(lease_id) is not None:
         assert time.monotonic() < deadline
         time.sleep(0.2)
+    # the workers ask a moment after the token's time
+    time.sleep(1)
     lease = look_up(lease_id)
     assert (lease.state, lease.end_reason, lease.ended_at) == (LeaseState.ENDED, "expired (inferred)", login.expires_at)
     assert "the token that it was issued to ended" in lease.end_evidence

@@ -41,7 +41,14 @@ class TestPod:
 
     def log_in(self, role: str | None = None) -> str:
         """Logs in with the pod's service-account token, by default to its application's role; returns the request id."""
-        jwt = driver.request_token(
+        body = {"role": role or self.application.vault_role, "jwt": self.service_account_token()}
+        answer = self.call("POST", f"auth/{self.application.method}/login", body)
+        self.token = answer["auth"]["client_token"]
+        return str(answer["request_id"])
+
+    def service_account_token(self) -> str:
+        """As the kubelet projects it."""
+        return driver.request_token(
             self.world.api,
             self.application.namespace,
             self.application.service_account,
@@ -49,11 +56,6 @@ class TestPod:
             pod_uid=self.uid,
             audiences=[AUDIENCE],
         )
-        answer = self.call(
-            "POST", f"auth/{self.application.method}/login", {"role": role or self.application.vault_role, "jwt": jwt}
-        )
-        self.token = answer["auth"]["client_token"]
-        return str(answer["request_id"])
 
     def read_credentials(self) -> dict[str, Any]:
         """Reads a database credential; gives the whole answer (lease_id, data.username, data.password, …)."""

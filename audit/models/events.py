@@ -78,7 +78,8 @@ class Token(models.Model):
     parent = models.ForeignKey("self", models.SET_NULL, null=True, related_name="children", db_index=False)
     # the first 64 bits of the token's own HMAC: a revocation may name the token by it
     own_hash = models.BigIntegerField(null=True)
-    # as far as its TTLs told
+    # by its last renewal
+    renewed_at = models.DateTimeField(null=True)
     ends_at = models.DateTimeField(null=True)
 
     class Meta:

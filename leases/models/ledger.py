@@ -65,6 +65,8 @@ class Login(models.Model):
     origin = models.ForeignKey("self", models.SET_NULL, null=True, related_name="+", db_index=False)
     # made without a parent in Vault's sense: it does not end with the token that made it
     is_orphan = models.BooleanField(default=False, db_default=False)
+    # its token came wrapped, and is with whoever unwrapped it
+    was_wrapped = models.BooleanField(default=False, db_default=False)
     # as far as its TTLs told; renewals move it
     expires_at = models.DateTimeField(null=True)
     ended_at = models.DateTimeField(null=True)
