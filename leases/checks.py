@@ -154,7 +154,7 @@ def check_cluster(cluster: Cluster) -> None:
 
 def check_owners(cluster: Cluster) -> None:
     """May what owns pods, and service accounts, be watched? Pods are without it. Raises KubeError."""
-    kinds = [kube.SERVICE_ACCOUNTS, kube.REPLICA_SETS, kube.JOBS]
+    kinds: list[Kind[Any]] = [kube.SERVICE_ACCOUNTS, kube.REPLICA_SETS, kube.JOBS]
     without = "pods are named without their Deployment or CronJob, and an account made anew is not noticed"
     _check_rules(cluster, clients.kube(cluster), kinds, without=without)
 
@@ -162,7 +162,7 @@ def check_owners(cluster: Cluster) -> None:
 def check_fetched(cluster: Cluster) -> None:
     """Where operators fetch secrets for others: may their resources be watched? Raises KubeError."""
     client = clients.kube(cluster)
-    kinds = [kube.VAULT_DYNAMIC_SECRETS, kube.EXTERNAL_SECRETS, kube.GENERATORS]
+    kinds: list[Kind[Any]] = [kube.VAULT_DYNAMIC_SECRETS, kube.EXTERNAL_SECRETS, kube.GENERATORS]
     if Pod.objects.filter(cluster=cluster, fetcher=True, ended_at=None).exists():
         _check_rules(cluster, client, kinds, without="who uses what the operators fetch from Vault is not told")
 

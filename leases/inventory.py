@@ -217,7 +217,7 @@ def end_missing_pods(cluster: Cluster, there: Collection[str], at: datetime) -> 
 
 def take_owners(cluster: Cluster, sights: Sequence[Sight[OwnerSeen]]) -> None:
     """Remembers what controls a ReplicaSet or Job, and names the workload of its pods; also when that comes second."""
-    values = {"cluster": cluster.pk, "rows": _json([_fields(sight.seen) for sight in sights])}
+    values: dict[str, Any] = {"cluster": cluster.pk, "rows": _json([_fields(sight.seen) for sight in sights])}
     with transaction.atomic(), connection.cursor() as cursor:
         cursor.execute(TAKE_OWNERS, values)
         cursor.execute(UNNAMED_WORKLOADS, values)
@@ -262,7 +262,7 @@ def _fields(seen: Any) -> dict[str, Any]:
 def _execute(statements: Sequence[str], cluster: Cluster, rows: list[dict[str, Any]]) -> None:
     if not rows:
         return
-    values = {"cluster": cluster.pk, "rows": _json(rows)}
+    values: dict[str, Any] = {"cluster": cluster.pk, "rows": _json(rows)}
     with connection.cursor() as cursor:
         for statement in statements:
             cursor.execute(statement, values)

@@ -175,46 +175,61 @@ def watch_once(
     began_at = timezone.now()
     versions = {state.kind: state.resource_version for state in WatchedKind.objects.filter(cluster=cluster)}
     failed: Exception | None = None
-    for part, changes, end in arrivals(client, parts, versions, window):
-        if changes:
-            sights = [Sight(change.seen, change.kind == "deleted", at) for change, at in changes if change.seen]
-            part.take(cluster, sights)
-            versions[part.key] = changes[-1][0].resource_version
+    for told in arrivals(client, parts, versions, window):
+        if not isinstance(told, End):
+            part = told[0].part
+            part.take(
+                cluster,
+                [Sight(one.change.seen, one.change.kind == "deleted", one.at) for one in told if one.change.seen],
+            )
+            versions[part.key] = told[-1].change.resource_version
             on_change()
-        if end is None:
             continue
-        if end.error is None and part is PODS:
-            extend(cluster, from_at=began_at, to_at=end.at, version=versions[part.key])
-        elif end.error is None:
+        part, error = told.part, told.error
+        if error is None and part is PODS:
+            extend(cluster, from_at=began_at, to_at=told.at, version=versions[part.key])
+        elif error is None:
             remember(cluster, part, versions[part.key])
-        elif isinstance(end.error, KubeGone):
+        elif isinstance(error, KubeGone):
             # too old to go on: what happened in between is lost, so a new period begins with a new list
             remember(cluster, part, "")
-        elif isinstance(end.error, KubeError) and part is not PODS:
-            set_aside(cluster, part, end.error, version=versions[part.key])
+        elif isinstance(error, KubeError) and part is not PODS:
+            set_aside(cluster, part, error, version=versions[part.key])
         else:
-            if isinstance(end.error, KubeError):
+            if isinstance(error, KubeError):
                 # what was delivered is good, so the watch goes on behind it; only the proof is missing
                 remember(cluster, part, versions[part.key])
-            failed = end.error
+            failed = error
     if failed:
         raise failed
 
 
-Arrival = tuple[Part, list[tuple[Change[Any], datetime]], End | None]
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """One change of one part, and when it came."""
+
+    part: Part
+    change: Change[Any]
+    at: datetime
+
+    @property
+    def uid(self) -> str:
+        return self.change.seen.uid if self.change.seen else ""
 
 
-def arrivals(client: KubeClient, parts: list[Part], versions: dict[str, str], window: int) -> Iterator[Arrival]:
+def arrivals(
+    client: KubeClient, parts: list[Part], versions: dict[str, str], window: int
+) -> Iterator[list[Arrived] | End]:
     """What the watches of these parts tell, as it comes, until all have ended; only reading is done beside.
 
-    Changes that came meanwhile are given together, each object once, so that a burst needs few statements.
+    Changes of one part that came meanwhile are given together, each object once, so that a burst needs few statements.
     """
-    told: SimpleQueue[tuple[Part, Change[Any], datetime] | End] = SimpleQueue()
+    told: SimpleQueue[Arrived | End] = SimpleQueue()
 
     def read(part: Part) -> None:
         try:
             for change in client.watch(part.kind, versions[part.key], seconds=window):
-                told.put((part, change, timezone.now()))
+                told.put(Arrived(part, change, timezone.now()))
         except Exception as error:
             told.put(End(part, timezone.now(), error))
         else:
@@ -224,27 +239,29 @@ def arrivals(client: KubeClient, parts: list[Part], versions: dict[str, str], wi
         for part in parts:
             readers.submit(read, part)
         left = len(parts)
-        following = None
+        together: list[Arrived] = []
         while left:
-            first = following or told.get()
-            following = None
-            if isinstance(first, End):
+            one = told.get()
+            if together and not (isinstance(one, Arrived) and fits(one, together)):
+                yield together
+                together = []
+            if isinstance(one, End):
                 left -= 1
-                yield first.part, [], first
+                yield one
                 continue
-            part, *one = first
-            together, uids = [tuple(one)], {one[0].seen and one[0].seen.uid}
-            while not told.empty() and len(together) < kube.PAGE:
-                following = told.get()
-                if isinstance(following, End) or following[0] is not part:
-                    break
-                uid = following[1].seen and following[1].seen.uid
-                if uid in uids and uid is not None:
-                    break
-                uids.add(uid)
-                together.append((following[1], following[2]))
-                following = None
-            yield part, together, None
+            together.append(one)
+            if told.empty():
+                yield together
+                together = []
+
+
+def fits(one: Arrived, together: list[Arrived]) -> bool:
+    """Whether it can be stored in one go with these."""
+    return (
+        one.part is together[0].part
+        and len(together) < kube.PAGE
+        and not (one.uid and any(one.uid == other.uid for other in together))
+    )
 
 
 @transaction.atomic

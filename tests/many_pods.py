@@ -15,8 +15,10 @@ def _address(number: int) -> str:
 
 def pod(number: int) -> dict[str, Any]:
     """As a cluster with an injector and a mesh has them: most of it is of no use here."""
-    fields = {f"f:field-{part}": {".": {}, "f:name": {}, "f:value": {}} for part in range(60)}
-    environment = [{"name": f"SETTING_{part}", "value": f"value {part} of a setting"} for part in range(40)]
+    fields: dict[str, Any] = {f"f:field-{part}": {".": {}, "f:name": {}, "f:value": {}} for part in range(60)}
+    environment: list[dict[str, Any]] = [
+        {"name": f"SETTING_{part}", "value": f"value {part} of a setting"} for part in range(40)
+    ]
     environment.append({"name": "PASSWORD", "valueFrom": {"secretKeyRef": {"name": "web-db", "key": "password"}}})
     containers = [
         {"name": name, "image": f"registry.example.com/shop/{name}@sha256:{number:064x}", "env": environment}

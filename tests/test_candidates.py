@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 from django.db import connection
+from django.test import Client
 from django.test.utils import CaptureQueriesContext
+from django.urls import reverse
 
 from audit import attribute, queries
 from audit.models import AttributionChange
@@ -20,12 +22,17 @@ from leases.models import (
     Pod,
     PodAddress,
     SecretSync,
+    ServiceAccount,
     SyncedLease,
     Vault,
     WatchPeriod,
 )
 
-pytestmark = pytest.mark.django_db
+pytestmark = [
+    pytest.mark.django_db,
+    # static files are served as they lie in static/ where nobody ran collectstatic
+    pytest.mark.filterwarnings("ignore:No directory at"),
+]
 
 BEGIN = datetime(2026, 11, 3, 12, tzinfo=UTC)
 NOW = BEGIN + timedelta(minutes=5)
@@ -224,7 +231,7 @@ def test_a_nodes_address_is_shared_by_its_pods(place: Place) -> None:
 # Operators that fetch for others
 
 
-OPERATOR = {"namespace": "operators", "account": "vso", "fetcher": True}
+OPERATOR: dict[str, Any] = {"namespace": "operators", "account": "vso", "fetcher": True}
 
 
 def test_what_an_operator_fetched_names_the_operator_and_no_holder(place: Place) -> None:
@@ -308,6 +315,39 @@ def test_a_resource_that_reads_the_path_may_be_meant(
     reason = place.lease("10.0.0.50").certainty_reason
     told = "; ExternalSecret shop/web reads this path and puts it into Secret shop/web-db, used by shop/web-1"
     assert reason.endswith(told if found else "is known that says for whom")
+
+
+def test_the_page_of_a_lease_names_workload_node_and_a_deleted_account(place: Place, viewer: Client) -> None:
+    place.pod(
+        "web-1",
+        "10.0.0.1",
+        owner_kind="ReplicaSet",
+        owner_name="web-5b7",
+        workload_kind="Deployment",
+        workload_name="web",
+    )
+    times = {"created_at": at(-900), "first_seen_at": at(-900), "deleted_at": at(60)}
+    ServiceAccount.objects.create(cluster=place.cluster, uid="sa-1", namespace="shop", name="web", **times)
+    lease = place.lease("10.0.0.1", metadata={"service_account_uid": "sa-1"})
+    page = viewer.get(reverse("leases-detail", args=[lease.pk])).content.decode()
+    for told in ("Deployment web", "ReplicaSet web-5b7", "<dd>n1</dd>", "one of the same name is another account"):
+        assert told in page
+    assert "Fetched for" not in page
+
+
+def test_the_page_of_a_fetched_lease_lists_for_whom(place: Place, viewer: Client) -> None:
+    place.pod("vso-1", "10.0.0.50", **OPERATOR)
+    place.pod("web-1", "10.0.0.1", secrets=["web-db"])
+    place.sync(paths=["database/creds/web"])
+    page = viewer.get(reverse("leases-detail", args=[place.lease("10.0.0.50").pk])).content.decode()
+    for told in (
+        "Fetched for",
+        "VaultDynamicSecret shop/db",
+        "shop/web-db",
+        "it reads the same path",
+        "shop/web-1</td>",
+    ):
+        assert told in page
 
 
 def test_candidates_and_consumers_of_many_leases_take_as_many_queries_as_of_one(place: Place) -> None:

@@ -220,6 +220,10 @@ def test_kubernetes_rights_read_no_secret_and_write_nothing() -> None:
     for rule in [rule for role in roles for rule in role["rules"]]:
         assert not {"secrets", "*", "pods/exec", "pods/log", "serviceaccounts/token"} & set(rule["resources"])
         assert set(rule["verbs"]) <= {"get", "list", "watch"}
+    # nor by way of a role that stands elsewhere, such as Kubernetes' own
+    bound = {item["roleRef"]["name"] for item in manifests() if item["kind"].endswith("RoleBinding")}
+    assert bound <= {role["metadata"]["name"] for role in roles}
+    assert not [role for role in roles if "aggregationRule" in role]
     assert not [item for item in manifests() if item["kind"] == "Secret"]
 
 

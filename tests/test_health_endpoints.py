@@ -16,6 +16,7 @@ from pytest_django.fixtures import Settings
 
 from audit.models import HeadsDocument, Housekeeping, Look, Signing, Stream
 from demo.processes import free_port
+from leases.models import WatchPeriod
 from leases.models.sources import SourceKind
 from tests import factories
 
@@ -219,6 +220,7 @@ def test_every_metric_stands_in_the_docs_and_none_that_is_not_there(client: Clie
     Signing.objects.create(pk=1, since=timezone.now())
     Look.objects.create(pk=1, at=timezone.now(), seconds=0.3)
     HeadsDocument.objects.create(number=1, at=timezone.now(), delivered_at=timezone.now())
+    WatchPeriod.objects.create(cluster=factories.cluster(), from_at=timezone.now(), to_at=timezone.now())
     told = {name for name, _ in samples(client.get("/metrics"))}
     table = (Path(__file__).resolve().parent.parent / "docs/install.md").read_text()
     assert set(re.findall(r"^\| `(leasehold_\w+)` \|", table, re.M)) == told

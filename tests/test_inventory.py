@@ -12,6 +12,7 @@ import pytest
 from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
+from kubernetes.client import ApiException
 
 from audit import doctor
 from demo import kube, processes
@@ -228,7 +229,7 @@ def place(run_folder: Path) -> Iterator[Place]:
     server = kube.start(run_folder / "kube-inventory")
     place = Place(server)
     yield place
-    place.api.close()
+    place.api.close()  # type: ignore[no-untyped-call]
     server.stop()
 
 
@@ -322,7 +323,7 @@ def test_an_operators_resources_are_watched_once_it_is_installed_also_under_the_
     def made() -> bool:
         try:
             driver.create_custom(place.api, group, "v1beta1", "ExternalSecret", "shop", "web", spec)
-        except driver.client.ApiException:
+        except ApiException:
             return False
         return True
 

@@ -151,7 +151,7 @@ def define(api: client.ApiClient, group: str, version: str, kind: str) -> None:
     """Install a CustomResourceDefinition that takes any content, if it isn't there."""
     plural = f"{kind.lower()}s"
     schema = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
-    body = {
+    body: Any = {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
         "metadata": {"name": f"{plural}.{group}"},
