@@ -276,12 +276,15 @@ def lease_events(lease: Lease, *, now: datetime) -> list[LeaseEvent]:
         .select_related(*Event.SPELLED_OUT)
         .order_by("-at", "-request")[:MOST_EVENTS]
     )
+    if not found:
+        return []
     sightings: dict[UUID, list[Sighting]] = defaultdict(list)
+    # another device may have logged it on the other side of midnight; the lease may have lived for months
     for sighting in (
         Sighting.objects.filter(
             request__in=[event.request for event in found],
-            at__gte=begin - timedelta(days=1),
-            at__lte=end + timedelta(days=1),
+            at__gte=found[-1].at - timedelta(days=1),
+            at__lte=found[0].at + timedelta(days=1),
             stream__device__vault=lease.vault_id,
         )
         .select_related("stream__device")

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Any
 
 from django.db import connection
 
@@ -91,7 +92,7 @@ def changed(
 def counts(database: Database | None, *, at: datetime) -> Counter[str]:
     """How many leases were live at an instant, by certainty."""
     query = f"SELECT l.certainty, count(*) FROM {_where(None)} GROUP BY 1"  # noqa: S608
-    return Counter(dict(_rows(query, database, at=at, to=at)))
+    return Counter({certainty: count for certainty, count in _rows(query, database, at=at, to=at)})  # noqa: C416
 
 
 def difference(database: Database | None, *, at: datetime, to: datetime) -> dict[Change, Counter[str]]:
@@ -132,9 +133,10 @@ def _where(change: Change | None) -> str:
     return f"leases_lease l WHERE {_OF_DATABASE} AND {_MATCHES[change]}"
 
 
-def _rows(query: str, database: Database | None, **values: object) -> list[tuple[str, ...]]:
+def _rows(query: str, database: Database | None, **values: datetime | int | None) -> list[tuple[Any, ...]]:
     with connection.cursor() as cursor:
-        cursor.execute(query, {"database": database.pk if database else 0, **values})
+        of: dict[str, datetime | int | None] = {"database": database.pk if database else 0}
+        cursor.execute(query, of | values)
         return list(cursor.fetchall())
 
 

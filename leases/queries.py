@@ -382,9 +382,9 @@ def leases_page(where: LeaseFilter, *, before: Cursor | None = None, size: int =
     return LeasePage(page, Cursor(last[0], str(last[1])), last[0]) if last else LeasePage(page, None)
 
 
-def _conditions(where: LeaseFilter) -> tuple[str, str, dict[str, object]]:
+def _conditions(where: LeaseFilter) -> tuple[str, str, dict[str, str | int | datetime]]:
     """(the condition that an index answers, all others, their values), as SQL."""
-    values: dict[str, object] = {}
+    values: dict[str, str | int | datetime] = {}
     # each with the index that has it in the order of the list, the narrowest first
     narrow, rest = [], []
     if where.service_account:

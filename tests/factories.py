@@ -31,6 +31,7 @@ from audit.models import (
 from leases.models import (
     Action,
     ActionStep,
+    ApiCost,
     AuthMount,
     Certainty,
     Cluster,
@@ -82,6 +83,15 @@ def stream(device: str = "file-a", node: str = "bao-0", **fields: Any) -> Stream
         device=row, node=node, defaults={"path": f"/var/log/openbao/{device}.log", **fields}
     )
     return found
+
+
+def cost(kind: str = "lookup", **fields: Any) -> ApiCost:
+    """Own requests of the last hour."""
+    defaults = {"requests": 1_204, "audit_bytes": 7_100_000, "first_at": timezone.now() - timedelta(minutes=50)}
+    row, _ = ApiCost.objects.update_or_create(
+        vault=vault(), kind=kind, hour=hour(timezone.now()), defaults=defaults | fields
+    )
+    return row
 
 
 def coverage(stream: Stream, *, hours_ago: int = 0, **counts: Any) -> Coverage:
@@ -399,6 +409,8 @@ def watched() -> None:
 
 def scene() -> dict[str, Any]:
     """Live and ended leases of every certainty, revocations in every state. Returns the ones that tests open."""
+    cost()
+    cost("list", requests=6, audit_bytes=240_000)
     watched()
     orders, billing = database("orders"), database("billing")
     shown = lease(age=97, left=203, certainty=Certainty.INFERRED, renewals=2, last_renewal_at=timezone.now())

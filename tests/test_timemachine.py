@@ -79,7 +79,7 @@ def test_a_lease_that_is_told_to_have_ended_before_it_began_never_was_live() -> 
 
 
 def test_while_an_agent_fetches_anew_both_of_its_leases_are_live() -> None:
-    pod = {"pod": "checkout-1", "pod_uid": "u-1"}
+    pod: dict[str, Any] = {"pod": "checkout-1", "pod_uid": "u-1"}
     first, second = held(minutes=60, **pod), held(BEGAN + timedelta(minutes=50), minutes=60, **pod)
     assert live(BEGAN + timedelta(minutes=40)) == {first.pk}
     assert live(BEGAN + timedelta(minutes=55)) == {first.pk, second.pk}

@@ -17,6 +17,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from django.contrib.auth.models import Group, User
 from django.db import connection
 from django.test import Client
 
@@ -132,10 +133,8 @@ def cases(ground: Ground) -> Cases:
 
 def measure(ground: Ground, *, times: int) -> dict[tuple[str, str, str], Read]:
     """Each read of each page by page, asker and statement. Raises Void where a page does not answer."""
-    factories.Group.objects.get_or_create(name="responder")
-    user = factories.User.objects.filter(username="bench").first() or factories.user(
-        "bench", "responder", password=None
-    )
+    Group.objects.get_or_create(name="responder")
+    user = User.objects.filter(username="bench").first() or factories.user("bench", "responder", password=None)
     client = Client(SERVER_NAME="localhost")
     client.force_login(user)
     found = {}
@@ -150,8 +149,8 @@ def measure(ground: Ground, *, times: int) -> dict[tuple[str, str, str], Read]:
                 get(client, address(dice))
             if number >= WARM_UP:
                 whole.append(began.until(Clock.now()))
-                for asked_by, sql, took in statements:
-                    seconds[asked_by, sql].append(took)
+                for asked_by, sql, one in statements:
+                    seconds[asked_by, sql].append(one)
         seconds["the whole page", ""] = whole
         for (asked_by, sql), took in seconds.items():
             if len(took) < times / 4:

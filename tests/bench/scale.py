@@ -113,8 +113,8 @@ def lay(*, leases: int) -> Ground:
     }.items():
         for name in names:
             factories.source(kind, name)
-    for number, row in enumerate(streams):
-        factories.rejected(row, f"no audit entry {number}".encode())
+    for number, stream in enumerate(streams):
+        factories.rejected(stream, f"no audit entry {number}".encode())
     assert RawBlock.objects.exists()
     SourceState.objects.update(checked_at=to_at + timedelta(days=1))
     return Ground(leases, from_at, to_at, values)

@@ -27,6 +27,7 @@ from leases.references import read_secret
 from leases.vault import (
     DatabaseConnection,
     DatabaseRole,
+    LeaseTimes,
     LoginMethod,
     RevocationFailed,
     VaultClient,
@@ -350,8 +351,32 @@ def test_the_request_id_of_an_answer_stands_in_the_log(server: OpenBao, observer
     assert observer.last_request_id in {line["request"]["id"] for line in _log(server)}
 
 
-def test_the_enabled_devices_are_listed(observer: VaultClient) -> None:
+def test_the_enabled_devices_are_listed(server: OpenBao, observer: VaultClient) -> None:
     assert observer.audit_devices() == ["file-a", "file-b"]
+    options = observer.audit_device_options()
+    assert options["file-a"]["file_path"] == str(server.audit_logs["file-a"])
+
+
+def test_the_active_node_says_that_it_is_the_leader(server: OpenBao, observer: VaultClient) -> None:
+    leader = observer.leader()
+    assert (leader.is_self, leader.address) == (True, server.address)
+
+
+def test_many_lookups_are_answered_in_their_order_and_an_unknown_lease_is_none(
+    root: hvac.Client, observer: VaultClient
+) -> None:
+    ids = [_issue(root)[0] for _ in range(9)]
+    asked = [(lease_id, "") for lease_id in [*ids[:4], "database/creds/my-role/none", *ids[4:]]]
+    found = observer.lookup_leases(asked)
+    assert found[4] is None
+    assert [times.lease_id for times in found if isinstance(times, LeaseTimes)] == ids
+
+
+def test_lookups_that_are_denied_say_so_one_by_one(server: OpenBao, root: hvac.Client) -> None:
+    client = _with_token(server, _token(root, "default"))
+    assert all(
+        isinstance(answer, VaultDenied) for answer in client.lookup_leases([("database/creds/my-role/x", "")] * 3)
+    )
 
 
 def test_an_unknown_device_is_named_and_the_value_is_not_repeated(observer: VaultClient) -> None:
