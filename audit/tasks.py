@@ -9,7 +9,7 @@ from celery import shared_task
 from django.db import DataError, OperationalError
 from django.utils import timezone
 
-from audit import attribute, follow, heads, polls, retention, users
+from audit import attribute, follow, heads, polls, retention, unexplained, users
 from audit.findings import watch as findings
 from audit.ingest import Rebuilding, ingest_all, is_passing, position_of
 from audit.models import Device, Stream
@@ -123,6 +123,19 @@ def match_database_users() -> None:
                     names = users.unknown_names(database)
                 with health.asking(SourceKind.VAULT, vault.name, vouches=False):
                     users.match(database, names, now=now)
+
+
+@shared_task
+def explain_revocations() -> None:
+    """Which lease was revoked, where the log only has a hash of its id that nothing else told?"""
+    for device in users.followed(Device.objects.filter(vault__retired=False).select_related("vault")):
+        now = timezone.now()
+        if not health.may_ask(SourceKind.VAULT, device.vault.name, now=now):
+            continue
+        with turn("explain", device.pk) as mine:
+            if mine:
+                with health.asking(SourceKind.VAULT, device.vault.name, vouches=False):
+                    unexplained.explain(device, now=now)
 
 
 @shared_task

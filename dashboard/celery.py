@@ -25,6 +25,7 @@ app.conf.beat_schedule = {
     "look-up-due-leases": _every("leases.tasks.look_up_due_leases", 1.0),
     "match-database-users": _every("audit.tasks.match_database_users", 2.0),
     "attribute-open": _every("audit.tasks.attribute_open", 1.0),
+    "explain-revocations": _every("audit.tasks.explain_revocations", 5.0),
     "check-vaults": _every("leases.tasks.check_vaults", 5.0),
     "check-salts": _every("audit.tasks.check_salts", 60.0),
     "check-polls": _every("audit.tasks.check_polls", 10.0),

@@ -180,6 +180,7 @@ CELERY_TASK_ROUTES = {
     "leases.tasks.watch_cluster": {"queue": "watch"},
     "audit.tasks.attribute_open": {"queue": "watch"},
     "audit.tasks.match_database_users": {"queue": "watch"},
+    "audit.tasks.explain_revocations": {"queue": "watch"},
     "audit.tasks.follow_streams": {"queue": "leases"},
     "leases.tasks.watch_clusters": {"queue": "leases"},
     "leases.tasks.look_up_due_leases": {"queue": "leases"},

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -170,7 +171,10 @@ class Pods:
         for application in ALL_APPLICATIONS:
             name = f"{application.service_account}-{_suffix(9)}"
             api = self._apis[application.cluster]
-            self._owners[application] = driver.create_owner(api, "ReplicaSet", application.namespace, name)
+            deployment = driver.Owner("Deployment", application.service_account, str(uuid.uuid4()), "apps/v1")
+            self._owners[application] = driver.create_owner(
+                api, "ReplicaSet", application.namespace, name, owner=deployment
+            )
 
     def administrator(self) -> Administrator:
         """Who ends some of these pods' leases."""
@@ -277,6 +281,7 @@ class Pods:
             host_network=place.host_network,
             annotations=annotations if application.program == "agent" else None,
             labels=dict(application.labels),
+            secret=application.secret,
         )
         driver.set_pod_running(api, namespace, name, ips=[place.ip], host_ip=self._node_address(place.node))
         return uid

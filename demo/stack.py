@@ -22,7 +22,7 @@ from demo.pods import ClusterAccess, Settings
 from demo.ports import Ports
 from demo.product import Product
 from demo.supervisor import Child, Supervisor
-from demo.workloads import ALL_APPLICATIONS, CLUSTER, SECOND_CLUSTER
+from demo.workloads import ALL_APPLICATIONS, CLUSTER, SECOND_CLUSTER, Application
 
 # the audience of the service-account tokens that are for OpenBao: the API server does not accept them
 _AUDIENCE = "openbao"
@@ -192,6 +192,9 @@ class Stack:
             driver.create_namespace(api, namespace)
         for application in applications:
             driver.create_service_account(api, application.namespace, application.service_account)
+        for application in applications:
+            if application.program == "consumer":
+                _order_secret(api, application)
         for service_account in vault_setup.LEASEHOLD.values():
             driver.create_service_account(api, "leasehold", service_account)
         driver.grant_reader(api, "leasehold", "leasehold")
@@ -297,3 +300,37 @@ class Stack:
         began = time.monotonic()
         work()
         self.say(f"{what} ({time.monotonic() - began:.1f} s)")
+
+
+def _order_secret(api: kubernetes.ApiClient, consumer: Application) -> None:
+    """What External Secrets Operator goes by: read this path, put it into that Secret.
+
+    https://external-secrets.io/latest/api/generator/vault/
+    """
+    generator, external = ("generators.external-secrets.io", "v1alpha1"), ("external-secrets.io", "v1")
+    name = consumer.service_account
+    spec = {"path": f"/{consumer.credentials_path}", "method": "GET"}
+    reference = {"apiVersion": "/".join(generator), "kind": "VaultDynamicSecret", "name": name}
+    order = {
+        "refreshInterval": "50s",
+        "target": {"name": consumer.secret},
+        "dataFrom": [{"sourceRef": {"generatorRef": reference}}],
+    }
+    for (group, version), kind, content in (
+        (generator, "VaultDynamicSecret", spec),
+        (external, "ExternalSecret", order),
+    ):
+        driver.define(api, group, version, kind)
+        make = partial(driver.create_custom, api, group, version, kind, consumer.namespace, name, content)
+        # a real server serves a new definition only after a moment
+        processes.wait_until(partial(_succeeds, make), what=f"{kind} {name}", seconds=20)
+
+
+def _succeeds(make: Callable[[], None]) -> bool:
+    try:
+        make()
+    except kubernetes.ApiException as error:
+        if error.status != 404:
+            raise
+        return False
+    return True

@@ -84,6 +84,11 @@ class Application:
         return f"{MOUNT}/creds/{self.database_role}"
 
     @property
+    def secret(self) -> str | None:
+        """The Secret that a consumer's pods refer to, and that the operator fills."""
+        return f"{self.database_role}-db" if self.program == "consumer" else None
+
+    @property
     def database_roles(self) -> tuple[str, ...]:
         """All that it may read."""
         return (self.database_role, *self.more_roles)

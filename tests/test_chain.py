@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from django.utils import timezone
 
-from audit import attribute, exports, follow, users
+from audit import attribute, exports, follow, unexplained, users
 from audit.blocks import lines_of
 from audit.ingest import ingest
-from audit.models import AttributionChange, Event, RawBlock, Sighting, Stream, Token, What
+from audit.models import AttributionChange, Device, Event, RawBlock, Sighting, Stream, Token, What
 from demo import workloads
 from leases import clients, lists, lookups, revoke, watch
 from leases.models import Certainty, Cluster, Database, Lease, LeaseState, Login, Pod, PodAddress, Revocation, Vault
@@ -270,6 +270,30 @@ def test_a_lease_that_somebody_ends_in_vault_says_how_and_by_whom(configured: Wo
         }[way]
     )
     assert "request" in lease.end_evidence
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_lease_that_was_never_renewed_is_found_by_the_hash_that_its_revocation_logged(
+    configured: World, known: bool
+) -> None:
+    """Also if it was looked up before the line was read."""
+    ended, live = (issue(configured.pod("storefront")) for _ in range(2))
+    configured.admin.adapter.put("/v1/sys/leases/revoke", json={"lease_id": ended, "sync": True})
+    if known:
+        read_streams()
+    lookups.ask_again(list(Lease.objects.values_list("id", flat=True)), at=timezone.now())
+    lookups.look_up_due(Vault.objects.get(), now=timezone.now())
+    if not known:
+        read_streams()
+    device = Device.objects.order_by("id")[0]
+    assert Lease.objects.get(lease_id=ended).end_reason == "gone, cause unknown"
+    assert unexplained.explain(device, now=timezone.now()) == 1
+    lease = Lease.objects.get(lease_id=ended)
+    assert (lease.end_reason, lease.state) == ("revoked in Vault", LeaseState.ENDED)
+    assert "sys/leases/revoke by" in lease.end_evidence
+    assert Lease.objects.get(lease_id=live).state == LeaseState.LIVE
+    # neither again, nor by what the other device says of the same request
+    assert [unexplained.explain(device, now=timezone.now()) for device in Device.objects.all()] == [0, 0]
 
 
 def test_a_list_finds_leases_that_no_event_told_of(configured: World) -> None:
