@@ -312,7 +312,7 @@ def expect_ends(keys: Iterable[int], *, now: datetime) -> None:
         cursor.execute(_FORGET, [keys, columns[0]])
         if rows:
             # found gone, it had ended by then, as far as clocks agree
-            skew = timedelta(seconds=Policy.current().clock_skew_seconds)
+            skew = Policy.current().clock_skew_seconds
             cursor.execute(_EXPLAIN, [now, *columns, EndReason.UNKNOWN, skew, EndReason.EXPIRED])
             cursor.execute(_EXPECT, [now, *columns])
 
@@ -328,7 +328,7 @@ _EXPLAIN = """
       ended_at = u.at, end_reason = u.reason, end_evidence = u.evidence || '; a lookup finds no such lease', updated_at = %s
     FROM unnest(%s::bigint[], %s::timestamptz[], %s::text[], %s::text[]) AS u (id, at, reason, evidence)
     WHERE l.id = u.id AND l.state = 'ended' AND (
-      (l.issued_at <= u.at AND ((l.end_reason = %s AND u.at <= l.ended_at + %s) OR (l.end_reason = %s AND l.ended_at > u.at)))
+      (l.issued_at <= u.at AND ((l.end_reason = %s AND u.at <= l.ended_at + make_interval(secs => %s)) OR (l.end_reason = %s AND l.ended_at > u.at)))
       OR (l.end_reason = l.end_seen_reason AND l.ended_at = l.end_seen_at AND l.end_seen_at > u.at)
     )
 """

@@ -87,7 +87,7 @@ def test_many_leases_are_synced_soon_and_cost_little_to_watch(
     checks.check_vault(vault)
     check_bytes, log_at = world.written() - log_at, world.written()
     for device in users.followed(Device.objects.order_by("id")):
-        users.check_salt(device)
+        users.check_device(device, now=timezone.now())
     salt_bytes = world.written() - log_at
     meter.flush(now=timezone.now())
     assert _requests("lookup") == looked_up
