@@ -14,7 +14,7 @@ from django.db import connection
 from audit import partitions, parts
 from audit.archive import Archive, ArchiveUnavailable, keep, named
 from audit.blocks import day_of, header_holds
-from audit.models import BlockLines, Housekeeping, Moved, RawBlock, Stream
+from audit.models import BlockLines, Ending, Housekeeping, Moved, RawBlock, Stream, Unwrapping, Wrapping
 from leases.errors import SourceError
 from leases.models import Policy
 
@@ -123,6 +123,14 @@ def drop_events(policy: Policy, kept: Kept, *, now: datetime) -> None:
                 break
             if day not in kept.events:
                 kept.events.append(day)
+    if policy.event_days:
+        drop_facts(oldest=now - timedelta(days=policy.event_days))
+
+
+def drop_facts(*, oldest: datetime) -> None:
+    """What events told of wrappings and ends: of use for leases that are no older, and made again by `rebuild` from the same lines."""
+    for table in (Wrapping, Unwrapping, Ending):
+        table.objects.filter(at__lt=oldest).delete()
 
 
 def keep_lines(policy: Policy, archive: Archive | None, kept: Kept, *, now: datetime, until: float) -> None:

@@ -30,7 +30,7 @@ from audit.archive import Archive, ArchiveUnavailable, Bucket, Folder, keep, nam
 from audit.follow import Chunk, Position
 from audit.ingest import Counts, ingest
 from audit.management.commands.ingest import stream_named
-from audit.models import Coverage, Dropped, Event, Hourly, Housekeeping, Moved, RawBlock, Sighting, Stream
+from audit.models import Coverage, Dropped, Ending, Event, Hourly, Housekeeping, Moved, RawBlock, Sighting, Stream
 from audit.tasks import keep_house as keep_house_task
 from demo import processes
 from leases.configuration import ConfigurationError, load
@@ -153,6 +153,23 @@ def test_events_older_than_the_policy_are_dropped_while_counts_and_coverage_stay
     assert (Hourly.objects.count(), Coverage.objects.count()) == (counted, covered)
     assert blocks.verify(fresh(stream)) == blocks.Verified(None, 15, 0)
     assert Dropped.objects.filter(of="audit_event", day=day(450), stream=None).count() == 1
+
+
+def test_what_told_of_ends_goes_with_the_events(stream: Stream) -> None:
+    policy(event_days=400)
+    for age in (450, 399):
+        Ending.objects.create(
+            vault=stream.device.vault,
+            device=stream.device,
+            salt_epoch=1,
+            request_id=f"{age} days ago",
+            at=timezone.now() - timedelta(days=age),
+            by=Ending.By.PREFIX,
+            target="database",
+            path="sys/leases/revoke-prefix/database",
+        )
+    retention.keep_house(now=timezone.now())
+    assert [ending.request_id for ending in Ending.objects.all()] == ["399 days ago"]
 
 
 def test_with_no_policy_nothing_is_dropped(stream: Stream) -> None:

@@ -174,7 +174,7 @@ def test_the_lines_of_openbao_are_read_as_what_its_session_was() -> None:
     path = Path(__file__).parent / "data" / "session.ndjson"
     limits = Limits(oldest=datetime(2015, 1, 1, tzinfo=UTC), newest=datetime(2027, 1, 1, tzinfo=UTC))
     rows = list(take_apart(path.read_bytes(), offset=0, limits=limits).rows.values())
-    assert [event(row).kind for row in rows] == [Kind.LOGIN, Kind.OTHER, Kind.OTHER, Kind.READ, Kind.RENEW]
+    assert [event(row).kind for row in rows] == [Kind.LOGIN, Kind.TOKEN_RENEW, Kind.OTHER, Kind.READ, Kind.RENEW]
     accessors = {half.accessor for row in rows[1:] for half in row if half is not None}
     assert rows[0][1] is not None
     assert rows[0][1].answer is not None

@@ -14,5 +14,5 @@ DROP INDEX event_newest_of_lease;
 
 
 class Migration(migrations.Migration):
-    dependencies = [("audit", "0007_signed_heads")]
+    dependencies = [("audit", "0010_token_ends")]
     operations = [migrations.RunSQL(FORWARD, BACK)]
