@@ -254,7 +254,7 @@ def test_without_the_rules_for_owners_pods_are_watched_and_the_missing_rules_are
     # an operator that is not there is not missed
     assert "secrets" not in state.cause + state.fix
     source = next(one for one in queries.sources(now=timezone.now()) if one.name == cluster.name)
-    assert (source.status, source.cause) == ("ok", state.cause)
+    assert (source.status, source.cause) == ("limited", state.cause)
     wrong = {finding.what.removeprefix(f"cluster {cluster.name}"): finding for finding in doctor.clusters()}
     assert wrong[""].ok
     owners = wrong[", owners of pods"]

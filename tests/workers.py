@@ -44,7 +44,7 @@ def read_streams(*, only: str | None = None) -> None:
 
 def catch_up() -> None:
     """What the workers do in a few seconds."""
-    watch.follow(Cluster.objects.get(), seconds=0, on_change=lambda: None)
+    watch.follow(Cluster.objects.get(), seconds=0, on_change=lambda: None, window=1)
     attribute.attribute(attribute.open_leases(), now=timezone.now())
 
 

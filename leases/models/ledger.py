@@ -119,7 +119,7 @@ class Lease(models.Model):
     accessed_at = models.DateTimeField(null=True)
     source_ip = models.TextField(blank=True)
     # the address that took it out of its wrapping, where it was handed over wrapped
-    unwrapped_from = models.TextField(blank=True, db_default="")
+    unwrapped_from = models.TextField(blank=True, default="", db_default="")
     login = models.ForeignKey(Login, models.SET_NULL, null=True, related_name="leases")
 
     certainty = models.TextField(choices=Certainty, default=Certainty.UNKNOWN)
