@@ -44,19 +44,40 @@ _SAID = (
 )
 
 
+# token -> its last renewal, and when it then ends
+Renewals = dict[int, tuple[datetime, datetime]]
+
+
 def take(stream: Stream, answers: list[Half]) -> list[int]:
     """The logins that these responses made, and how long their tokens live. Returns the ids of the tokens whose login is new."""
     made = [half for half in answers if half.kind in (Kind.LOGIN, Kind.TOKEN)]
-    linked = take_logins(stream, made) if made else []
-    take_ends(stream, [half for half in answers if half.kind == Kind.TOKEN_RENEW], linked)
+    renewed = last_renewals(stream, [half for half in answers if half.kind == Kind.TOKEN_RENEW])
+    linked = take_logins(stream, made, renewed) if made else []
+    take_ends({token: renewed[token] for token in renewed.keys() - set(linked)}, linked)
     return linked
 
 
-def take_logins(stream: Stream, halves: list[Half]) -> list[int]:
-    """The logins that these responses created, tied to how their tokens show on this device. Returns the tokens' ids."""
+def last_renewals(stream: Stream, halves: list[Half]) -> Renewals:
+    ids, device, epoch = intern.memory().tokens, stream.device_id, stream.device.salt_epoch
+    found: Renewals = {}
+    for half in halves:
+        if half.answer and half.answer.ttl_seconds:
+            token = ids[device, epoch, half.answer.new_accessor]
+            told = (half.at, half.at + timedelta(seconds=half.answer.ttl_seconds))
+            found[token] = max(told, found.get(token, told))
+    return found
+
+
+def take_logins(stream: Stream, halves: list[Half], renewed: Renewals) -> list[int]:
+    """The logins that these responses created, tied to how their tokens show on this device. Returns the tokens' ids.
+
+    `renewed`: renewals in the same batch, so that a row is written once.
+    """
     vault = stream.device.vault
     mounts = {mount.path: mount for mount in AuthMount.objects.filter(vault=vault)}
-    rows = {half.request_id: _login(vault, mounts, half) for half in halves}
+    tokens = _tokens(stream, halves, renewed)
+    until = {request_id: ends_at for _, request_id, _, _, _, ends_at in tokens}
+    rows = {half.request_id: _login(vault, mounts, half, until.get(half.request_id)) for half in halves}
     columns = [list(column) for column in zip(*(rows[request_id] for request_id in sorted(rows)), strict=True)]
     said, stored, excluded = (", ".join(f"{of}{name}" for name in _SAID) for of in ("", "l.", "excluded."))
     with connection.cursor() as cursor:
@@ -77,13 +98,15 @@ def take_logins(stream: Stream, halves: list[Half]) -> list[int]:
             """,  # noqa: S608 (the constant above)
             [vault.pk, *columns],
         )
-        tokens = _tokens(stream, halves)
         if not tokens:
             return []
         cursor.execute(
             """
-            UPDATE audit_token t SET login_id = l.id, parent_id = u.parent, own_hash = u.own_hash
-            FROM unnest(%s::bigint[], %s::text[], %s::bigint[], %s::bigint[]) AS u (token, request_id, parent, own_hash)
+            UPDATE audit_token t SET login_id = l.id, parent_id = u.parent, own_hash = u.own_hash,
+              renewed_at = GREATEST(t.renewed_at, u.renewed_at),
+              ends_at = CASE WHEN t.renewed_at > u.renewed_at THEN t.ends_at ELSE COALESCE(u.ends_at, t.ends_at) END
+            FROM unnest(%s::bigint[], %s::text[], %s::bigint[], %s::bigint[], %s::timestamptz[], %s::timestamptz[])
+              AS u (token, request_id, parent, own_hash, renewed_at, ends_at)
             JOIN leases_login l ON l.vault_id = %s AND l.request_id = u.request_id
             WHERE t.id = u.token AND t.login_id IS NULL
             RETURNING t.id, l.own, l.logged_in_at
@@ -97,8 +120,10 @@ def take_logins(stream: Stream, halves: list[Half]) -> list[int]:
     return [row[0] for row in linked]
 
 
-def _tokens(stream: Stream, halves: list[Half]) -> list[tuple[int, str, int | None, int | None]]:
-    """(the new token, the request that made it, the token that made it, the new token's own hash)."""
+def _tokens(
+    stream: Stream, halves: list[Half], renewed: Renewals
+) -> list[tuple[int, str, int | None, int | None, datetime | None, datetime | None]]:
+    """(the new token, the request that made it, the token that made it, the new token's own hash, its last renewal, its end)."""
     ids, device, epoch = intern.memory().tokens, stream.device_id, stream.device.salt_epoch
     found = {}
     # a token is made once; should lines contradict each other, a login counts
@@ -113,6 +138,7 @@ def _tokens(stream: Stream, halves: list[Half]) -> list[tuple[int, str, int | No
             half.request_id,
             ids[device, epoch, by] if by and by != answer.new_accessor else None,
             own_hash(answer.new_token) if answer.new_token != answer.new_accessor else None,
+            *renewed.get(token, (None, None)),
         )
     return list(found.values())
 
@@ -122,15 +148,8 @@ def own_hash(token: str) -> int | None:
     return int.from_bytes(bytes.fromhex(token[12:28]), signed=True) if _IS_HMAC(token) else None
 
 
-def take_ends(stream: Stream, renewals: list[Half], linked: list[int]) -> None:
+def take_ends(ends: Renewals, linked: list[int]) -> None:
     """How long tokens live by their last renewal (it may shorten their time), whichever of login and renewal is told first."""
-    ids, device, epoch = intern.memory().tokens, stream.device_id, stream.device.salt_epoch
-    ends: dict[int, tuple[datetime, datetime]] = {}
-    for half in renewals:
-        if half.answer and half.answer.ttl_seconds:
-            token = ids[device, epoch, half.answer.new_accessor]
-            told = (half.at, half.at + timedelta(seconds=half.answer.ttl_seconds))
-            ends[token] = max(told, ends.get(token, told))
     if not ends and not linked:
         return
     with connection.cursor() as cursor:
@@ -205,7 +224,7 @@ _ORIGINS = """
 """
 
 
-def _login(vault: Vault, mounts: dict[str, AuthMount], half: Half) -> tuple[Any, ...]:
+def _login(vault: Vault, mounts: dict[str, AuthMount], half: Half, until: datetime | None) -> tuple[Any, ...]:
     assert half.answer is not None  # noqa: S101 (a login is an answer)
     display_name, entity_id, token_type, policies, metadata_text = half.answer.new_who
     metadata = msgspec.json.decode(metadata_text or "{}", type=dict[str, str])
@@ -217,7 +236,7 @@ def _login(vault: Vault, mounts: dict[str, AuthMount], half: Half) -> tuple[Any,
     return (
         half.request_id,
         half.at,
-        half.at + timedelta(seconds=ttl) if ttl else None,
+        until or (half.at + timedelta(seconds=ttl) if ttl else None),
         where if half.kind == Kind.LOGIN else TOKEN_STORE,
         mount.pk if mount else None,
         half.address,
