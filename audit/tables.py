@@ -238,10 +238,15 @@ def _event_rows(stream: Stream, new: Mapping[str, New], sequences: Mapping[int, 
         accessor = ""
         if response is not None:
             response_at, response_block, accessor = response.time, sequences[response.block], response.accessor
+            if content.response_at is not response.at and content.response_at != response.at:
+                # told again, at another time: the earliest counts
+                response_at = str(content.response_at)
         else:
             response_at, response_block = _NULL, _NULL
         if request is not None:
             at, request_block = request.time, sequences[request.block]
+            if content.at is not request.at and content.at != request.at:
+                at = str(content.at)
             accessor = accessor or request.accessor
         else:
             at, request_block = response_at, _NULL
@@ -365,6 +370,8 @@ def deltas(plan: Plan) -> Iterator[Delta]:
     for event in plan.new.values():
         c = event.content
         time = event.request.time if event.request is not None else event.response.time  # type: ignore[union-attr]
+        if event.content.at is not (event.request or event.response).at:  # type: ignore[union-attr]
+            time = event.content.at.isoformat()
         key = (time[:13], c.kind, id(c.what), id(c.who), c.error == "", c.own)
         alike[key] += 1
         examples[key] = c

@@ -197,6 +197,19 @@ def take(stream: Stream, text: bytes, cuts: list[int]) -> Counts:
 
 
 @pytest.mark.django_db
+def test_a_request_that_is_told_again_at_an_earlier_time_in_one_batch_has_that_time_at_once() -> None:
+    first = json.loads((mutations.DATA / "session.ndjson").read_bytes().splitlines()[0])
+    lines = [json.dumps(first | {"time": f"2026-11-24T00:31:{second}.5Z"}).encode() + b"\n" for second in (19, 17, 18)]
+    stream = stream_named("told-again", "d", "n")
+    take(stream, b"".join(lines), [])
+    event = Event.objects.get(vault=stream.device.vault)
+    assert (event.at.second, event.has_request) == (17, True)
+    said = told(stream)
+    take(stream, b"".join(lines), [1, 2])
+    assert told(stream) == said
+
+
+@pytest.mark.django_db
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made=mutations.texts(), data=st.data())
 def test_any_text_is_stored_once_whatever_its_batches_and_hides_its_secrets(made: Made, data: st.DataObject) -> None:
