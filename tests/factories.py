@@ -146,8 +146,18 @@ def a_day_of_lines(stream: Stream) -> RejectedLine:
         stream, hours_ago=3, lines=1204, pairs=600, unpaired=1, rejected=2, conflicts=1, duplicates=0, lag_seconds=0.3
     )
     coverage(stream, hours_ago=11, lines=2400, pairs=1150, duplicates=100, redacted=3, lag_seconds=317.0)
-    gap(stream, hours_ago=7.2, lost_bytes=4096, kind="bytes unread at rotation")
-    first = timezone.now() - timedelta(hours=5)
+    # in the middle of their hours, whatever the time of day: none reaches into the next
+    middle = timezone.now().replace(minute=30, second=0, microsecond=0)
+    lost_at = middle - timedelta(hours=7)
+    gap(
+        stream,
+        from_at=lost_at - timedelta(seconds=40),
+        to_at=lost_at,
+        at=lost_at,
+        lost_bytes=4096,
+        kind="bytes unread at rotation",
+    )
+    first = middle - timedelta(hours=5)
     for minute in range(3):
         gap(
             stream,

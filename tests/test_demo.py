@@ -193,9 +193,8 @@ def test_no_secret_is_written_where_it_does_not_belong(up: tuple[Demo, str]) -> 
         assert not [secret for secret in secrets if secret in text], log.name
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--without-product"], pytest.param([], marks=pytest.mark.slow)], ids=["servers-and-pods", "all"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("arguments", [["--without-product"], []], ids=["servers-and-pods", "all"])
 def test_a_killed_demo_leaves_nothing_running_and_starts_again(run_folder: Path, arguments: list[str]) -> None:
     folder = run_folder / "killed"
     with running(folder, *arguments) as (demo, _):
