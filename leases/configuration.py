@@ -5,6 +5,7 @@ Streams stand in the same file and are applied by `audit.configuration`.
 
 import re
 import tomllib
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -92,6 +93,9 @@ class DatabaseConfig(msgspec.Struct, forbid_unknown_fields=True):
     kind: str
     monitor: Reference | None = None
     max_lease_ttl_seconds: int | None = None
+    sample_seconds: float = 5.0
+    nat: list[str] = []
+    poolers: list[str] = []
 
 
 class Policies(msgspec.Struct, forbid_unknown_fields=True):
@@ -198,6 +202,7 @@ def problems(configuration: Configuration) -> list[str]:
     return (
         found
         + limit_problems(configuration)
+        + session_problems(configuration.databases)
         + retention_problems(configuration.policies)
         + heads_problems(configuration)
     )
@@ -214,6 +219,29 @@ def limit_problems(configuration: Configuration) -> list[str]:
         for name, limit in limits.items()
         if limit is not None and not 0 <= limit < 2**31
     ]
+
+
+def session_problems(configured: list[DatabaseConfig]) -> list[str]:
+    """What is wrong with how sessions are sampled and where they may come from."""
+    found = []
+    for database in configured:
+        if database.sample_seconds != 0 and not 1 <= database.sample_seconds <= 3600:
+            found.append(f"database {database.name}: sample_seconds must be 0 (never) or 1 to 3600")
+        found += [
+            f"database {database.name}: {name} has {place!r}; write an address (10.0.0.7) or a network (10.0.0.0/24)"
+            for name, places in (("nat", database.nat), ("poolers", database.poolers))
+            for place in places
+            if not (name == "poolers" and place == "local") and not _is_network(place)
+        ]
+    return found
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ip_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 def retention_problems(policies: Policies) -> list[str]:
@@ -357,6 +385,9 @@ def apply(configuration: Configuration) -> None:
                 "kind": database_config.kind,
                 "monitor": _reference(database_config.monitor),
                 "max_lease_ttl_seconds": database_config.max_lease_ttl_seconds,
+                "sample_seconds": database_config.sample_seconds,
+                "nat": sorted(set(database_config.nat)),
+                "poolers": sorted(set(database_config.poolers)),
             },
         )
         named.append(row_.pk)

@@ -1,6 +1,7 @@
 """Database servers that dynamic users live on, one file for each kind: what every kind can answer, and which there are.
 
-A new kind is one module here with the three functions of `Kind`, and one line in `_MODULES`.
+A new kind is one module here with the functions of `Kind`, one line in `_MODULES`, and one entry in the contract tests
+(docs/databases.md).
 """
 
 from dataclasses import dataclass
@@ -32,11 +33,51 @@ class UnknownKind(DatabaseError):
 
 @dataclass(frozen=True, slots=True)
 class DatabaseUser:
-    """A dynamic user. `oid` is the server's own number for it; `valid_until` (UTC) is None where it has no end."""
+    """A dynamic user. `oid` is the server's own number for it, if it has one; `valid_until` (UTC) is None where it has no end."""
 
     name: str
-    oid: int
+    oid: int | None
     valid_until: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Server:
+    """A database server. `identity` stays over restarts and differs between servers behind one address."""
+
+    identity: str
+    started_at: datetime | None
+    version: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SeenSession:
+    """A connection of a dynamic user, or of one that is dropped (`user` is empty then, `user_oid` is what is left of it).
+
+    `key` names it on its server for ever: process ids come back. `started_at` (UTC) is None where the server does not say.
+    `address` is empty for a local socket.
+    """
+
+    key: str
+    pid: int
+    started_at: datetime | None
+    user: str
+    user_oid: int | None
+    database: str
+    address: str
+    port: int | None
+    application: str
+    state: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """What one query says of a server at one moment: `at` and `took_ms` are by its own clock. `users`: None if not asked for."""
+
+    server: Server
+    at: datetime
+    took_ms: float
+    sessions: tuple[SeenSession, ...]
+    users: tuple[DatabaseUser, ...] | None = None
 
 
 class Kind(Protocol):
@@ -47,6 +88,9 @@ class Kind(Protocol):
 
     def dynamic_users(self, dsn: str) -> list[DatabaseUser]:
         """The users that Vault made (named v-…), by name."""
+
+    def sample(self, dsn: str, *, with_users: bool) -> Sample:
+        """Sessions of dynamic users on the whole server, whichever database they are in, by one query. Own ones are left out."""
 
     def user_exists(self, dsn: str, name: str) -> bool:
         """Whether the server still has the user."""

@@ -46,6 +46,30 @@ def user_exists(dsn: str, name: str) -> bool:
     return bool(row and row[0])
 
 
+# whole server: a stolen credential may be used on any of its databases
+_SAMPLE = """
+    WITH seen AS (
+      SELECT to_hex(floor(extract(epoch FROM a.backend_start))::bigint) || '.' || to_hex(a.pid) AS key, a.pid,
+             a.backend_start, coalesce(r.rolname, '') AS usename, a.usesysid, coalesce(a.datname, '') AS datname,
+             a.client_addr, a.client_port, coalesce(a.application_name, '') AS application_name, coalesce(a.state, '') AS state
+      FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid = a.usesysid
+      WHERE a.backend_type = 'client backend' AND a.pid <> pg_backend_pid() AND (r.rolname LIKE 'v-%%' OR r.oid IS NULL)
+    )
+    SELECT json_build_object(
+      'system', (SELECT system_identifier::text FROM pg_control_system()),
+      'address', inet_server_addr(), 'port', inet_server_port(), 'started_at', pg_postmaster_start_time(),
+      'version', current_setting('server_version'),
+      'sessions', coalesce((SELECT json_agg(json_build_array(
+          key, pid, backend_start, usename, usesysid::bigint, datname, host(client_addr), client_port, application_name, state)
+        ) FROM seen), '[]'),
+      'users', CASE WHEN %(with_users)s THEN coalesce((SELECT json_agg(json_build_array(
+          rolname, oid::bigint, CASE WHEN isfinite(rolvaliduntil) THEN rolvaliduntil END)
+        ) FROM pg_roles WHERE rolname LIKE 'v-%%'), '[]') END,
+      'at', clock_timestamp(), 'took_ms', extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000
+    )::text
+"""
+
+
 @contextmanager
 def _session(dsn: str) -> Iterator[psycopg.Connection]:
     """A read-only session with time limits; psycopg's errors come out as DatabaseError without the DSN's password."""

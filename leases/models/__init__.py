@@ -14,6 +14,13 @@ from leases.models.pods import (
     WatchPeriod,
 )
 from leases.models.polls import OwnRequest
+from leases.models.sessions import (
+    DatabaseServer,
+    DynamicUser,
+    SampledPeriod,
+    Sampling,
+    Session,
+)
 from leases.models.sources import AuthMount, Cluster, Database, DatabaseRole, Policy, SourceState, Vault
 
 __all__ = [
@@ -25,6 +32,8 @@ __all__ = [
     "Cluster",
     "Database",
     "DatabaseRole",
+    "DatabaseServer",
+    "DynamicUser",
     "EndReason",
     "Lease",
     "LeaseState",
@@ -36,8 +45,11 @@ __all__ = [
     "Policy",
     "Revocation",
     "RoleList",
+    "SampledPeriod",
+    "Sampling",
     "SecretSync",
     "ServiceAccount",
+    "Session",
     "SourceState",
     "SyncedLease",
     "Vault",

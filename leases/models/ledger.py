@@ -96,6 +96,8 @@ class Lease(models.Model):
     database = models.ForeignKey(Database, models.SET_NULL, null=True, related_name="leases")
     # by the audit hash of its name, or plain where the mount is tuned
     database_user = models.TextField(blank=True)
+    # how that is known (sessions.TiedBy)
+    database_user_by = models.TextField(blank=True, default="", db_default="")
 
     state = models.TextField(choices=LeaseState, default=LeaseState.LIVE)
     issued_at = models.DateTimeField(null=True)
@@ -196,6 +198,8 @@ class Lease(models.Model):
             ),
             # attribute.open_leases()
             models.Index(fields=["id"], name="lease_unattributed", condition=Q(attribution_open=True)),
+            # sessions: whose user is this
+            models.Index(fields=["database_user"], name="lease_by_database_user", condition=~Q(database_user="")),
             # ledger: join with the read's event
             models.Index(fields=["vault", "request_id"], name="lease_by_request"),
         ]

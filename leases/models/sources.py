@@ -115,6 +115,12 @@ class Database(models.Model):
     monitor = models.JSONField(null=True)
     # instead of the policy's; 0: no limit
     max_lease_ttl_seconds = models.PositiveIntegerField(null=True)
+    # how often its sessions are sampled; 0: never
+    sample_seconds = models.FloatField(default=5.0)
+    # addresses and networks that sessions may come from whoever holds their lease: of NAT, and of poolers such as PgBouncer
+    # ("local": a pooler on the server itself)
+    nat = models.JSONField(default=list)
+    poolers = models.JSONField(default=list)
 
     class Meta:
         constraints = [models.UniqueConstraint(fields=["vault", "mount", "name"], name="database_is_one_connection")]
