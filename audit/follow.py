@@ -18,8 +18,8 @@ from audit.rotated import Beside, Moved, expand
 
 __all__ = ["CHUNK", "LONGEST_LINE", "Chunk", "FileUnavailable", "Gap", "Position", "expand", "read"]
 
-# large, so that what a transaction costs by itself is shared by thousands of lines
-CHUNK = 16 * 1024 * 1024
+# large, so that what a transaction costs by itself is shared by thousands of lines; two are in memory at once
+CHUNK = 12 * 1024 * 1024
 MOST_LINES = 50_000
 # one entry can be many megabytes (a LIST of every lease); past this a line is taken as it is
 LONGEST_LINE = 64 * 1024 * 1024
