@@ -44,7 +44,7 @@ def why_gone(
     `told_by`: the action whose revocation Vault was told of. `expires_at`: as the lease API gave it last. `token_ends_at`: when the
     holder's token ends by its own TTL, or with `token_revoked` was ended; leases go with it, so one that is gone before its time is
     then explained.
-    `alive_at`: when a lookup last found it with time left: no event before that has ended it.
+    `alive_at`: when a lookup last found it with time left: no event before that has ended it, nor has the end of its token.
     """
 
     def gone(at: datetime, reason: EndReason, evidence: str) -> Gone:
@@ -54,6 +54,9 @@ def why_gone(
         return gone(now, EndReason.REVOKED_HERE, f"action {told_by}")
     if seen is not None and (alive_at is None or seen.at >= alive_at - OUTLIVED):
         return gone(seen.at, seen.reason, seen.evidence)
+    if token_ends_at is not None and alive_at is not None and token_ends_at < alive_at - OUTLIVED:
+        # of an orphan's parent, or the token was renewed and nobody saw it
+        token_ends_at = None
     with_token = EndReason.TOKEN_REVOKED if token_revoked else EndReason.EXPIRED
     if expires_at is not None and expires_at <= now:
         if token_ends_at is not None and token_ends_at + PROMPT < expires_at:

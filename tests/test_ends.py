@@ -9,6 +9,7 @@ from leases.models import EndReason
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 PAST, FUTURE = NOW - timedelta(minutes=1), NOW + timedelta(minutes=50)
+HOUR = timedelta(hours=1)
 SEEN = Seen(PAST, EndReason.BY_PREFIX, "sys/leases/revoke-prefix/database by ada, request 1")
 
 
@@ -42,6 +43,25 @@ SEEN = Seen(PAST, EndReason.BY_PREFIX, "sys/leases/revoke-prefix/database by ada
         # a lookup found it with time left after the event
         ({"seen": SEEN, "expires_at": FUTURE, "alive_at": NOW}, EndReason.UNKNOWN, NOW, "no event says why"),
         ({"seen": SEEN, "expires_at": FUTURE, "alive_at": SEEN.at}, EndReason.BY_PREFIX, SEEN.at, "request 1"),
+        # a lookup found it with time left after the end of its token
+        (
+            {"expires_at": PAST, "token_ends_at": PAST - HOUR, "token_revoked": True, "alive_at": PAST - HOUR / 2},
+            EndReason.EXPIRED,
+            PAST,
+            "its time had come at 2026-11-25T11:59:00Z",
+        ),
+        (
+            {"expires_at": FUTURE, "token_ends_at": PAST - HOUR, "alive_at": PAST - HOUR / 2},
+            EndReason.UNKNOWN,
+            NOW,
+            "no event says why",
+        ),
+        (
+            {"expires_at": FUTURE, "token_ends_at": PAST, "token_revoked": True, "alive_at": PAST},
+            EndReason.TOKEN_REVOKED,
+            PAST,
+            "the token that it was issued to",
+        ),
         ({"expires_at": FUTURE, "token_ends_at": FUTURE}, EndReason.UNKNOWN, NOW, "no event says why"),
         ({"expires_at": FUTURE}, EndReason.UNKNOWN, NOW, "before its time"),
         ({}, EndReason.UNKNOWN, NOW, "before its time"),
