@@ -73,7 +73,7 @@ class Evidence(msgspec.Struct, frozen=True):
     cluster: str
     address: str
     candidates: tuple[Candidate, ...]
-    # the pod watch had no gap around the login and the read
+    # the pod watch had no gap from before the login (by the skew: who had the address then counts, too) to the read
     gapless: bool
     # the pod watch has come past the read
     caught_up: bool
@@ -223,7 +223,7 @@ def gather(keys: list[int], *, skew: timedelta) -> list[tuple[Held, Evidence]]:
         key
         for key, one in traces.items()
         if periods.get(one.account.cluster_id, NOTHING_PROVEN).gapless(
-            from_at=one.login.logged_in_at, to_at=one.accessed_at
+            from_at=one.login.logged_in_at - skew, to_at=one.accessed_at
         )
     }
     fetched = {key for key, one in traces.items() if was_fetched(one, placed[key], fetchers, gapless=key in gapless)}

@@ -52,7 +52,7 @@ def evidence_one_by_one(lease: Lease, *, skew: timedelta) -> Evidence:
     fitting = both or (tuple(dict.fromkeys(at_read + at_login)) if at_read and at_login else ())
     others = tuple(pod for pod in read_by if pod not in at_read)
     settled = caught_up(cluster_id, at=at, skew=skew + ADDRESS_LAG)
-    proven = gapless(cluster_id, from_at=login.logged_in_at, to_at=at)
+    proven = gapless(cluster_id, from_at=login.logged_in_at - skew, to_at=at)
     claimed = bool(login.claimed_pod and login.claimed_pod_uid)
     fetched = fetches(cluster_id, login.service_account_namespace, login.service_account) or (
         proven

@@ -192,6 +192,12 @@ def test_where_the_watch_had_a_gap_nothing_is_said_about_nat(place: Place) -> No
     assert "the pod watch had a gap then" in lease.certainty_reason
 
 
+def test_a_watch_that_began_within_the_skew_before_the_login_names_nobody(place: Place) -> None:
+    place.pod("then", "10.0.0.1", since=-0.5)
+    WatchPeriod.objects.filter(cluster=place.cluster).update(from_at=at(-1))
+    assert certainty(place.lease("10.0.0.1")) == (Certainty.SERVICE_ACCOUNT, "", "")
+
+
 def test_a_pod_that_has_no_address_yet_may_be_the_one(place: Place) -> None:
     place.pod("web-1", "10.0.0.1")
     new = place.pod("web-2", since=-1)

@@ -1,7 +1,9 @@
 """What the workers do, called in turn by tests that decide when: a configured world, its streams read, its pods watched."""
 
+from datetime import timedelta
 from pathlib import Path
 
+from django.db.models import F
 from django.utils import timezone
 
 from audit import attribute, configuration, follow
@@ -9,7 +11,7 @@ from audit.ingest import ingest, position_of
 from audit.models import Stream
 from leases import clients, lists, lookups, watch
 from leases.configuration import load
-from leases.models import Cluster, Lease, Vault
+from leases.models import Cluster, Lease, Vault, WatchPeriod
 from tests.world import TestPod, World
 
 
@@ -25,6 +27,8 @@ def configure(world: World) -> None:
             file_inode=chunk.position.inode, file_start=chunk.position.start, offset=chunk.position.offset
         )
     watch.list_all(Cluster.objects.get(), clients.kube(Cluster.objects.get()))
+    # what a pod does right after this shall not fall into the clock skew around the watch's begin
+    WatchPeriod.objects.update(from_at=F("from_at") - timedelta(minutes=1))
     for mount in ("database",):
         lists.read_roles(Vault.objects.get(), mount, clients.observer(Vault.objects.get()))
 
