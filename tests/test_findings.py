@@ -401,6 +401,14 @@ def test_nineteen_denials_and_other_errors_are_no_finding() -> None:
     assert row.culprit == "somebody at 203.0.113.9"
 
 
+def test_denials_of_one_identity_are_counted_together_whatever_its_tokens_bear() -> None:
+    denied = "1 error occurred:\n\t* permission denied\n\n"
+    for number in range(4):
+        metadata = {"pod": f"checkout-{number}"}
+        asked("secret/a", "read", times=5, error=denied, entity_id="e-1", metadata=metadata)
+    assert "was denied 20 times" in look()[FindingKind.DENIALS].summary
+
+
 # --- coming and going --------------------------------------------------------------------------------------------
 
 

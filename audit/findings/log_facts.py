@@ -133,8 +133,10 @@ def denials(*, now: datetime) -> Iterator[Denials]:
     # errors of all kinds, in whole hours: whoever has fewer cannot have enough
     whos = rows_of(
         """
-        SELECT h.who_id FROM audit_hourly h WHERE h.vault_id = ANY(%(vaults)s) AND h.hour >= %(since)s AND h.errors > 0
-        GROUP BY h.vault_id, h.who_id HAVING sum(h.errors) >= %(enough)s
+        SELECT unnest(array_agg(DISTINCT h.who_id)) FROM audit_hourly h JOIN audit_who p ON p.id = h.who_id
+        WHERE h.vault_id = ANY(%(vaults)s) AND h.hour >= %(since)s AND h.errors > 0
+        -- one identity, whatever else its tokens bear
+        GROUP BY h.vault_id, p.display_name, p.entity_id HAVING sum(h.errors) >= %(enough)s
         """,
         {"vaults": _vaults(), "since": hour(since), "enough": log_rules.DENIALS},
     )
