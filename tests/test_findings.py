@@ -380,6 +380,22 @@ def test_a_device_that_somebody_disabled_is_told_with_who_did_it() -> None:
     assert "from 203.0.113.9" in said(row)
 
 
+def test_many_edits_of_entities_hide_no_disabled_device() -> None:
+    asked("sys/audit/file-b", "delete")
+    asked("identity/entity/id/e-1", "update", times=log_facts.MOST_RARE + 1)
+    assert FindingKind.DEVICE_DISABLED in look()
+
+
+def test_the_last_device_logs_no_answer_to_its_own_end_and_is_told_all_the_same() -> None:
+    at = timezone.now() - timedelta(seconds=30)
+    factories.read_lines(
+        factories.stream("file-a"), line("request", "sys/audit/file-a", "delete", at=at, request_id=str(uuid.uuid4()))
+    )
+    assert look() == {}
+    row = look(at + timedelta(seconds=61))[FindingKind.DEVICE_DISABLED]
+    assert row.summary == "Audit device file-a of demo was disabled, it seems: no device logged Vault's answer"
+
+
 def test_a_static_role_is_told_with_its_reader() -> None:
     asked("database/static-creds/legacy", "read", times=3)
     asked("database/static-roles/legacy", "read")

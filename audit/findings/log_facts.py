@@ -38,7 +38,7 @@ from audit.models import Stream as StreamRow
 from leases.models import Cluster, LeaseState, Revocation, Vault, WatchPeriod
 
 EXAMPLES = 10
-# changes of entities whose raw lines are read at each look
+# changes of entities whose raw lines are read at each look, and requests that disabled devices
 MOST_RARE = 200
 # identities and their paths that one look names
 MOST_DENIED = 2000
@@ -179,7 +179,8 @@ def denials(*, now: datetime) -> Iterator[Denials]:
 
 
 def rare_events(*, now: datetime) -> list[Event]:
-    """Successful requests to the paths of rollups.RARE within LOOK_BACK, newest first, at most MOST_RARE."""
+    """Requests of LOOK_BACK to the paths of rollups.RARE that a rule looks at, newest first: what disabled a device, answered or (as
+    where no device is left to log it) not, and what edited an entity; at most MOST_RARE of each."""
     targets = list(intern.known_texts(set(rollups.RARE)).values())
     hours = rows_of(
         """
@@ -193,32 +194,37 @@ def rare_events(*, now: datetime) -> list[Event]:
         return []
     asked = rows_of(
         """
-        SELECT id FROM audit_what WHERE (path LIKE 'sys/audit/%%' OR path LIKE 'identity/entity%%')
-          AND operation IN ('delete', 'update', 'create', 'patch')
+        SELECT id, path LIKE 'sys/audit/%%' FROM audit_what
+        WHERE path LIKE 'sys/audit/%%' AND operation = 'delete'
+          OR path LIKE 'identity/entity%%' AND operation IN ('update', 'create', 'patch')
         """,
         {},
     )
-    keys = rows_of(
-        f"""
-        SELECT e.vault_id, e.at, e.request
-        FROM unnest(%(vaults)s::int[], %(hours)s::timestamptz[]) AS u (vault, hour)
-        CROSS JOIN LATERAL (
-          SELECT e.vault_id, e.at, e.request FROM audit_event e
-          WHERE e.vault_id = u.vault AND e.at >= u.hour AND e.at < u.hour + interval '1 hour'
-            AND NOT e.own AND e.error_text_id IS NULL AND e.response_at IS NOT NULL
-            AND e.what_id = ANY(%(asked)s)
-        ) e
-        ORDER BY e.at DESC, e.request LIMIT {MOST_RARE}
-        """,  # noqa: S608
-        {
-            "vaults": [row[0] for row in hours],
-            "hours": [row[1] for row in hours],
-            "asked": [row[0] for row in asked],
-        },
-    )
-    return sorted(
-        _events([(at, request) for _, at, request in keys]).values(), key=lambda e: (e.at, e.request), reverse=True
-    )
+    keys = []
+    # apart, so that many edits of entities hide no device
+    for of_devices in (True, False):
+        keys += rows_of(
+            f"""
+            SELECT e.at, e.request
+            FROM unnest(%(vaults)s::int[], %(hours)s::timestamptz[]) AS u (vault, hour)
+            CROSS JOIN LATERAL (
+              SELECT e.at, e.request FROM audit_event e
+              WHERE e.vault_id = u.vault AND e.at >= u.hour AND e.at < u.hour + interval '1 hour'
+                AND NOT e.own AND e.error_text_id IS NULL
+                AND (e.response_at IS NOT NULL OR %(of_devices)s AND e.at < %(late)s)
+                AND e.what_id = ANY(%(asked)s)
+            ) e
+            ORDER BY e.at DESC, e.request LIMIT {MOST_RARE}
+            """,  # noqa: S608
+            {
+                "vaults": [row[0] for row in hours],
+                "hours": [row[1] for row in hours],
+                "of_devices": of_devices,
+                "late": now - log_rules.UNANSWERED,
+                "asked": [what for what, is_device in asked if is_device == of_devices],
+            },
+        )
+    return sorted(_events(keys).values(), key=lambda e: (e.at, e.request), reverse=True)
 
 
 def _by(event: Event) -> Identity:
@@ -231,7 +237,8 @@ def devices_disabled(rare: list[Event]) -> Iterator[DeviceDisabled]:
     for event in reversed(rare):
         name = event.path.removeprefix("sys/audit/").strip("/")
         if event.operation == "delete" and event.path.startswith("sys/audit/") and name:
-            yield DeviceDisabled(_by(event), name, event.at, event.request_id, event.address.text)
+            answered = event.response_at is not None
+            yield DeviceDisabled(_by(event), name, event.at, event.request_id, event.address.text, answered)
 
 
 def entity_changes(rare: list[Event]) -> Iterator[tuple[EntityChange, ...]]:

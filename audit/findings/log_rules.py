@@ -15,6 +15,8 @@ BEHIND = timedelta(minutes=2)
 WATCH_GAP = timedelta(seconds=10)
 LONG_WATCH_GAP = timedelta(minutes=5)
 WATCH_SILENT = timedelta(minutes=1)
+# a response's line comes this soon after its request's
+UNANSWERED = timedelta(minutes=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,13 +162,14 @@ def an_entity_was_disabled_or_enabled(changes: tuple[EntityChange, ...]) -> Iter
 
 @dataclass(frozen=True, slots=True)
 class DeviceDisabled:
-    """A successful request that disabled an audit device."""
+    """A successful request that disabled an audit device, or one whose answer nothing logged (not `answered`)."""
 
     by: Identity
     device: str
     at: datetime
     request_id: str
     address: str
+    answered: bool = True
 
 
 def an_audit_device_was_disabled(disabled: DeviceDisabled) -> Iterator[Found]:
@@ -174,7 +177,8 @@ def an_audit_device_was_disabled(disabled: DeviceDisabled) -> Iterator[Found]:
         FindingKind.DEVICE_DISABLED,
         Severity.HIGH,
         f"device {disabled.by.vault} {disabled.device}",
-        f"Audit device {disabled.device} of {disabled.by.vault} was disabled",
+        f"Audit device {disabled.device} of {disabled.by.vault} was disabled"
+        + ("" if disabled.answered else ", it seems: no device logged Vault's answer"),
         vault=disabled.by.vault,
         culprit=str(disabled.by),
         evidence=(
