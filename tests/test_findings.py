@@ -396,6 +396,23 @@ def test_the_last_device_logs_no_answer_to_its_own_end_and_is_told_all_the_same(
     assert row.summary == "Audit device file-a of demo was disabled, it seems: no device logged Vault's answer"
 
 
+def test_entities_that_are_named_in_the_body_alone_are_not_taken_for_one() -> None:
+    at, lines = timezone.now(), b""
+    for disabled in (True, False):
+        request_id = str(uuid.uuid4())
+        for kind in ("request", "response"):
+            entry = json.loads(line(kind, "identity/entity", "update", at=at, request_id=request_id))
+            entry["request"]["data"] = {"name": f"hmac-sha256:{str(int(disabled)) * 64}", "disabled": disabled}
+            lines += json.dumps(entry).encode() + b"\n"
+    factories.read_lines(factories.stream("file-a"), lines)
+    look()
+    found = Finding.objects.filter(kind=FindingKind.ENTITY_CHANGED).order_by("summary")
+    assert [row.summary.partition(":")[0] for row in found] == [
+        "An entity that the log does not name was disabled",
+        "An entity that the log does not name was enabled",
+    ]
+
+
 def test_a_static_role_is_told_with_its_reader() -> None:
     asked("database/static-creds/legacy", "read", times=3)
     asked("database/static-roles/legacy", "read")

@@ -245,12 +245,14 @@ def entity_changes(rare: list[Event]) -> Iterator[tuple[EntityChange, ...]]:
     updates = [
         event
         for event in rare
-        if event.operation != "delete" and (event.path == "identity/entity" or event.path.startswith(_ENTITY))
+        if event.operation != "delete" and (event.path == log_rules.UNNAMED_ENTITY or event.path.startswith(_ENTITY))
     ]
     said = raw.disabled_by(updates)
-    changes: dict[tuple[int, str], list[EntityChange]] = defaultdict(list)
+    changes: dict[tuple[int, str, str], list[EntityChange]] = defaultdict(list)
     for event in updates:
-        changes[event.vault_id, event.path].append(
+        # which one it is stands in the request's body, which is hashed: two requests need not mean the same
+        which = event.request_id if event.path == log_rules.UNNAMED_ENTITY else ""
+        changes[event.vault_id, event.path, which].append(
             EntityChange(
                 _by(event), event.path, event.at, event.request_id, said.get(event.request), event.request in said
             )

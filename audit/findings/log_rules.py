@@ -115,6 +115,10 @@ def somebody_is_denied_again_and_again(denials: Denials) -> Iterator[Found]:
     )
 
 
+# the path of requests that name the entity in their body
+UNNAMED_ENTITY = "identity/entity"
+
+
 @dataclass(frozen=True, slots=True)
 class EntityChange:
     """A successful update of an identity entity. `disabled` as the request said; None where it did not say, or
@@ -141,11 +145,13 @@ def an_entity_was_disabled_or_enabled(changes: tuple[EntityChange, ...]) -> Iter
         None: "was changed; whether it was disabled cannot be read any more",
     }
     last = told[-1]
+    named = last.path != UNNAMED_ENTITY
+    entity = f"Entity {last.path.rpartition('/')[2]}" if named else "An entity that the log does not name"
     yield Found(
         FindingKind.ENTITY_CHANGED,
         Severity.MEDIUM,
-        f"entity {last.by.vault} {last.path}",
-        f"Entity {last.path.rpartition('/')[2]} {words[last.disabled]}",
+        f"entity {last.by.vault} {last.path if named else last.request_id}",
+        f"{entity} {words[last.disabled]}",
         vault=last.by.vault,
         culprit=str(last.by),
         evidence=tuple(
