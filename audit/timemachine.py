@@ -217,16 +217,21 @@ def around(database: Database | None, *, at: datetime, now: datetime) -> Around:
 
 
 def incomplete_hours(nodes: Iterable[list[list[Hour]]]) -> int:
-    """In how many hours lines may be missing. `nodes`: of each, its streams' hours; a node is whole where one stream is. Pure.
+    """In how many hours lines may be missing. `nodes`: of each, its streams' hours; one whole stream that has lines makes it whole. Pure.
 
     An hour without any line proves nothing, but a standby has many: the hour counts as missing if no node has lines.
     """
     of_hours = [list(zip(*streams, strict=True)) for streams in nodes]
     return sum(
-        any(all(_broken(one) for one in streams) for streams in node_hours)
-        or not any(one.row for streams in node_hours for one in streams)
+        any(_lacks(streams) for streams in node_hours) or not any(one.row for streams in node_hours for one in streams)
         for node_hours in zip(*of_hours, strict=True)
     )
+
+
+def _lacks(streams: Iterable[Hour]) -> bool:
+    """Whether one of a node's streams lacks lines in this hour that no other one is known to have."""
+    known = [(one, _broken(one)) for one in streams]
+    return any(broken for _, broken in known) and not any(one.row and not broken for one, broken in known)
 
 
 def _broken(one: Hour) -> bool:
