@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
 from audit import polls
@@ -111,13 +111,19 @@ def state(row: Coverage | None, *, gaps: int, before: bool, unread: bool, late_a
 def unread_since(
     *,
     followed: bool,
+    refused: bool,
     read_at: datetime | None,
     last_line_at: datetime | None,
     unread_bytes: int,
     late: timedelta,
     now: datetime,
 ) -> datetime | None:
-    """From when on there may be lines that nobody has read; None if a followed file was read to its end just now."""
+    """From when on there may be lines that nobody has read; None if a followed file was read to its end just now.
+
+    Of a stream that is `refused` nothing is taken since its last line, and where it has none, nothing ever was.
+    """
+    if refused:
+        return last_line_at or datetime.min.replace(tzinfo=UTC)
     if not followed or read_at is None:
         return None
     if unread_bytes:

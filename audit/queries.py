@@ -167,6 +167,7 @@ def completeness(
             first_at=first.get(stream.pk),
             unread_since=unread_since(
                 followed=bool(stream.path) and not stream.retired,
+                refused=bool(stream.refused) and not stream.retired,
                 read_at=stream.read_at,
                 last_line_at=stream.last_line_at,
                 unread_bytes=stream.unread_bytes,

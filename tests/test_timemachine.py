@@ -232,6 +232,20 @@ def test_the_hours_around_an_instant_count_gaps_of_the_databases_own_vault_alone
     assert around(other, at=now, now=now).known_from is None
 
 
+def test_what_a_refused_stream_would_have_told_is_missing_whatever_the_other_nodes_have() -> None:
+    now = timezone.now()
+    whole, refused = factories.stream(node="bao-0"), factories.stream(node="bao-1", path="", pushed=True)
+    for hours_ago in range(24):
+        factories.coverage(whole, hours_ago=hours_ago)
+    assert around(factories.database(), at=now, now=now).incomplete == 0
+    Stream.objects.filter(pk=refused.pk).update(refused="auth.client_token stands in plain text")
+    assert around(factories.database(), at=now, now=now).incomplete == 24
+    Stream.objects.filter(pk=refused.pk).update(last_line_at=now - timedelta(hours=3))
+    assert around(factories.database(), at=now, now=now).incomplete == 4
+    Stream.objects.filter(pk=refused.pk).update(retired=True)
+    assert around(factories.database(), at=now, now=now).incomplete == 0
+
+
 # --- pages of the answer -----------------------------------------------------------------------------------------
 
 
