@@ -351,6 +351,19 @@ def test_an_incomplete_log_stands_above_the_answer(viewer: Client) -> None:
     assert "The answer may be incomplete: in 1 of the 24 hours" in text(viewer.get(path(database=ORDERS, at=now)))
 
 
+def test_of_two_moments_the_log_up_to_each_is_told(viewer: Client) -> None:
+    now, stream = timezone.now(), factories.stream(read_at=timezone.now())
+    for hours_ago in range(40):
+        factories.coverage(stream, hours_ago=hours_ago)
+    factories.gap(stream, hours_ago=2, seconds=1)
+    factories.database()
+    at, to = (f"{now - timedelta(hours=hours):%Y-%m-%dT%H:%M:%S}" for hours in (6, 0))
+    for query in ({"at": at, "to": to}, {"at": to, "to": at}):
+        body = text(viewer.get(path(database=ORDERS, **query)))
+        assert re.search("In all 24 hours up to .* the audit log is complete", body)
+        assert "The answer may be incomplete: in 1 of the 24 hours" in body
+
+
 def test_the_csv_holds_the_whole_answer_with_its_doubts(viewer: Client) -> None:
     for number in range(60):
         held(pod=f"pod-{number:02}", minutes=30, end_reason=EndReason.UNKNOWN)

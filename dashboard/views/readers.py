@@ -50,6 +50,7 @@ def _answer(
     except timemachine.NoSuchPlace as error:
         raise BadRequest("This is no page of the list.") from error
     counts = timemachine.difference(database, at=at, to=to) if to else {None: timemachine.counts(database, at=at)}
+    moments = sorted({at, to or at})
     certainties = queries.in_order({certainty for count in counts.values() for certainty in count})
     return {
         "database": database,
@@ -72,9 +73,10 @@ def _answer(
         "more": link(request, at=_text(at), after=str(page.after)) if page.after else "",
         "first": link(request, at=_text(at), after="") if request.GET.get("after") else "",
         "csv": link(request, at=_text(at), show="", after="").replace(request.path, "/access.csv", 1),
-        "around": timemachine.around(database, at=at, now=now),
-        "older": timemachine.older_than_seen(database, at=at),
-        "forced": timemachine.forced_before(database, at=at),
+        # of two moments, each is answered by the log up to it
+        "arounds": [(when, timemachine.around(database, at=when, now=now)) for when in moments],
+        "older": timemachine.older_than_seen(database, at=moments[0]),
+        "forced": timemachine.forced_before(database, at=moments[-1]),
         "most": timemachine.MOST,
     }
 
