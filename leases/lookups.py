@@ -187,22 +187,26 @@ def _why(lease: Lease, action: object, *, now: datetime) -> Gone:
     seen = None
     if lease.end_seen_at is not None:
         seen = Seen(lease.end_seen_at, EndReason(lease.end_seen_reason), lease.end_seen_evidence)
+    alive_at = lease.looked_up_at if lease.expires_at and lease.expires_at > (lease.looked_up_at or now) else None
+    token_ends_at, token_revoked = _token_ends_at(lease.login, alive_at=alive_at)
     return why_gone(
         now=now,
         told_by=str(action) if action else None,
         seen=seen,
         expires_at=lease.expires_at,
-        token_ends_at=_token_ends_at(lease.login),
-        token_revoked=lease.login is not None and lease.login.ended_at is not None,
-        alive_at=lease.looked_up_at if lease.expires_at and lease.expires_at > (lease.looked_up_at or now) else None,
+        token_ends_at=token_ends_at,
+        token_revoked=token_revoked,
+        alive_at=alive_at,
     )
 
 
-def _token_ends_at(login: Login | None) -> datetime | None:
-    """When the holder's token was ended, or ends by its TTLs, as far as events told."""
+def _token_ends_at(login: Login | None, *, alive_at: datetime | None) -> tuple[datetime | None, bool]:
+    """When the holder's token ends by its TTLs, or (then true) was ended, as far as events told and no lease outlived that."""
     if login is None:
-        return None
-    return login.ended_at or login.expires_at
+        return None, False
+    if login.ended_at and (alive_at is None or login.ended_at >= alive_at - OUTLIVED):
+        return login.ended_at, True
+    return login.expires_at, False
 
 
 def end(lease: Lease, *, at: datetime, reason: EndReason, evidence: str, now: datetime) -> bool:

@@ -20,7 +20,7 @@ from audit.hours import Hour, State
 from audit.models import Coverage, Stream
 from audit.timemachine import Change, around, changed, could_read, counts, difference, doubts, incomplete_hours
 from leases import lookups
-from leases.models import Certainty, Database, EndReason, Lease, LeaseState
+from leases.models import Certainty, Database, EndReason, Lease, LeaseState, Login
 from tests import factories
 
 pytestmark = [pytest.mark.django_db, pytest.mark.filterwarnings("ignore:No directory at")]
@@ -154,6 +154,17 @@ def test_a_lease_that_was_found_gone_is_doubted_only_after_the_last_thing_that_p
     (doubt,) = row.doubts
     assert "a lookup found it gone at 2026-11-20 12:50:00 UTC" in doubt
     assert "last known to live at 2026-11-20 12:20:00 UTC" in doubt
+
+
+def test_a_token_that_was_ended_without_its_lease_ends_it_with_its_own_time_at_the_earliest() -> None:
+    ended_at, expires_at = (BEGAN + timedelta(minutes=minutes) for minutes in (1, 120))
+    lease = held(minutes=None, expires_at=BEGAN + timedelta(hours=9), looked_up_at=BEGAN + timedelta(minutes=20))
+    lease.login = factories.login(lease)
+    Login.objects.filter(pk=lease.login.pk).update(ended_at=ended_at, end_reason="revoked", expires_at=expires_at)
+    Lease.objects.filter(pk=lease.pk).update(login=lease.login)
+    lookups.end_gone(lease, now=BEGAN + timedelta(hours=3))
+    lease.refresh_from_db()
+    assert (lease.end_reason, lease.ended_at) == (EndReason.EXPIRED, expires_at)
 
 
 def test_a_lease_whose_end_has_a_known_cause_is_not_doubted() -> None:
