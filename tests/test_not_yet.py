@@ -1,0 +1,60 @@
+"""What is not yet as it should be: each test says what it should be, and fails until it is."""
+
+import uuid
+
+import pytest
+from django.utils import timezone
+
+from audit import attribute
+from audit.findings import watch
+from audit.models import FindingKind
+from leases import lists
+from leases.models import Certainty, EndReason, Lease, LeaseState, Login, WatchPeriod
+from tests import factories
+from tests.test_candidates import Place, at, certainty, place  # noqa: F401 (a fixture)
+from tests.test_findings import look
+
+pytestmark = [pytest.mark.django_db, pytest.mark.xfail(strict=True, reason="not yet so")]
+
+
+def test_a_lease_that_a_list_still_shows_long_after_its_end_has_not_ended() -> None:
+    """After Vault was restored from a snapshot, or where a standby gave a false answer."""
+    lease = factories.ended(ago=3600)
+    lists.take_in_all(factories.vault(), [lease.lease_id], namespace="")
+    lease.refresh_from_db()
+    assert lease.state == LeaseState.LIVE or lease.lookup_due_at is not None
+
+
+def test_a_watch_that_comes_late_but_without_a_gap_still_names_the_pod(place: Place) -> None:  # noqa: F811
+    WatchPeriod.objects.update(to_at=at(-1))
+    lease = place.lease("10.0.0.1")
+    attribute.attribute([lease.pk], now=at(11 * 60))
+    place.pod("then", "10.0.0.1")
+    WatchPeriod.objects.update(to_at=at(12 * 60))
+    for keys in attribute.waiting():
+        attribute.attribute(keys, now=at(13 * 60))
+    lease.refresh_from_db()
+    assert certainty(lease) == (Certainty.INFERRED, "then", "c-then")
+
+
+def test_two_logins_of_one_pod_that_read_one_role_at_start_are_a_double_issue() -> None:
+    """The injector's init container and its sidecar log in each for itself."""
+    now = timezone.now()
+    for number in range(2):
+        login = Login.objects.create(
+            vault=factories.vault(), request_id=f"l-{number}", logged_in_at=now, mount_path="kubernetes"
+        )
+        factories.lease(age=60 - number, login=login, pod="checkout-1", pod_uid="u-1", request_id=str(uuid.uuid4()))
+    assert FindingKind.ISSUED_TWICE in look()
+
+
+def test_another_irrevocable_lease_opens_a_finding_again_that_was_closed_for_the_one_before() -> None:
+    first = factories.lease(state=LeaseState.IRREVOCABLE, left=-600, revoke_error="e")
+    row = look()[FindingKind.IRREVOCABLE]
+    watch.close(row, by="ada", reason="mended by hand", now=timezone.now())
+    Lease.objects.filter(pk=first.pk).update(
+        state=LeaseState.ENDED, ended_at=timezone.now(), end_reason=EndReason.FORCED
+    )
+    look()
+    factories.lease(state=LeaseState.IRREVOCABLE, left=-600, revoke_error="e")
+    assert FindingKind.IRREVOCABLE in look()
