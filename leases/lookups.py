@@ -65,15 +65,31 @@ def look_up_due(vault: Vault, *, now: datetime, seconds: float = 0.0) -> int:
 
 
 def ask_of_ended_tokens(vault: Vault, *, now: datetime) -> None:
-    """A lease can say that it lives longer than its token, and dies with it: what was read with tokens whose time has come is due."""
+    """A lease can say that it lives longer than its token, and dies with it, and so can a token that another one made: what was
+    read with tokens whose time has come, or with those that they made, is due."""
     with connection.cursor() as cursor:
         cursor.execute(
             """
-            UPDATE leases_lease l SET lookup_due_at = %s FROM leases_login g
-            WHERE g.vault_id = %s AND g.expires_at BETWEEN %s AND %s AND l.login_id = g.id AND l.state <> 'ended'
-              AND COALESCE(l.looked_up_at < g.expires_at, true) AND COALESCE(l.lookup_due_at > %s, true)
+            WITH RECURSIVE over (login_id, at) AS (
+              SELECT id, expires_at FROM leases_login WHERE vault_id = %s AND expires_at BETWEEN %s AND %s
+              UNION
+              SELECT g.id, o.at FROM over o JOIN leases_login g ON g.parent_id = o.login_id WHERE NOT g.is_orphan
+            )
+            UPDATE leases_lease l SET lookup_due_at = %s FROM over o
+            WHERE l.login_id = o.login_id AND l.state <> 'ended'
+              -- and once more later, where it is still there: then it has outlived that
+              AND COALESCE(l.looked_up_at < o.at + make_interval(secs => CASE WHEN o.at < %s THEN %s ELSE 0 END), true)
+              AND COALESCE(l.lookup_due_at > %s, true)
             """,
-            [now, vault.pk, now - TOKENS_BACK, now - AFTER_EXPIRY, now],
+            [
+                vault.pk,
+                now - TOKENS_BACK,
+                now - AFTER_EXPIRY,
+                now,
+                now - OUTLIVED - AFTER_EXPIRY,
+                OUTLIVED.total_seconds(),
+                now,
+            ],
         )
 
 
@@ -172,7 +188,9 @@ def end_all_gone(leases: Sequence[Lease], *, now: datetime) -> None:
         return
     keys = [lease.pk for lease in leases]
     # as they are now: the event that says why may have come while the lookup was on its way
-    fresh = Lease.objects.filter(pk__in=keys).exclude(state=LeaseState.ENDED).select_related("login").order_by("id")
+    rows = Lease.objects.filter(pk__in=keys).exclude(state=LeaseState.ENDED).select_related("login").order_by("id")
+    fresh = list(rows)
+    times = token_times([lease.login_id for lease in fresh if lease.login_id is not None])
     # one that Vault was not told of yet has ended nothing
     told = dict(
         Revocation.objects.filter(lease__in=keys)
@@ -180,15 +198,37 @@ def end_all_gone(leases: Sequence[Lease], *, now: datetime) -> None:
         .order_by("id")
         .values_list("lease_id", "action_id")
     )
-    _end_all([(lease.pk, _why(lease, told.get(lease.pk), now=now)) for lease in fresh], now=now)
+    gone = [(lease.pk, _why(lease, times.get(lease.login_id or 0), told.get(lease.pk), now=now)) for lease in fresh]
+    _end_all(gone, now=now)
 
 
-def _why(lease: Lease, action: object, *, now: datetime) -> Gone:
+def token_times(logins: Sequence[int]) -> dict[int, datetime | None]:
+    """When the token of each of these logins ends by its TTLs: with the first of those that made it, unless it is an orphan."""
+    if not logins:
+        return {}
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            WITH RECURSIVE up (leaf, login_id) AS (
+              SELECT id, id FROM leases_login WHERE id = ANY(%s)
+              UNION
+              SELECT u.leaf, p.id FROM up u JOIN leases_login g ON g.id = u.login_id JOIN leases_login p ON p.id = g.parent_id
+              -- one that was revoked took its children with it, or left them for good
+              WHERE NOT g.is_orphan AND p.ended_at IS NULL
+            )
+            SELECT u.leaf, min(g.expires_at) FROM up u JOIN leases_login g ON g.id = u.login_id GROUP BY 1
+            """,
+            [list(logins)],
+        )
+        return dict(cursor.fetchall())
+
+
+def _why(lease: Lease, token_time: datetime | None, action: object, *, now: datetime) -> Gone:
     seen = None
     if lease.end_seen_at is not None:
         seen = Seen(lease.end_seen_at, EndReason(lease.end_seen_reason), lease.end_seen_evidence)
     alive_at = lease.looked_up_at if lease.expires_at and lease.expires_at > (lease.looked_up_at or now) else None
-    token_ends_at, token_revoked = _token_ends_at(lease.login, alive_at=alive_at)
+    token_ends_at, token_revoked = _token_ends_at(lease.login, token_time, alive_at=alive_at)
     return why_gone(
         now=now,
         told_by=str(action) if action else None,
@@ -200,13 +240,15 @@ def _why(lease: Lease, action: object, *, now: datetime) -> Gone:
     )
 
 
-def _token_ends_at(login: Login | None, *, alive_at: datetime | None) -> tuple[datetime | None, bool]:
+def _token_ends_at(
+    login: Login | None, token_time: datetime | None, *, alive_at: datetime | None
+) -> tuple[datetime | None, bool]:
     """When the holder's token ends by its TTLs, or (then true) was ended, as far as events told and no lease outlived that."""
     if login is None:
         return None, False
     if login.ended_at and (alive_at is None or login.ended_at >= alive_at - OUTLIVED):
         return login.ended_at, True
-    return login.expires_at, False
+    return token_time, False
 
 
 def end(lease: Lease, *, at: datetime, reason: EndReason, evidence: str, now: datetime) -> bool:

@@ -524,3 +524,22 @@ def test_a_lease_says_that_it_lives_longer_than_its_token_and_dies_with_it(confi
     lease = look_up(lease_id)
     assert (lease.state, lease.end_reason, lease.ended_at) == (LeaseState.ENDED, "expired (inferred)", login.expires_at)
     assert "the token that it was issued to ended" in lease.end_evidence
+
+
+def test_a_lease_dies_with_the_token_that_made_its_token(configured: World) -> None:
+    parent = configured.admin.auth.token.create(policies=["root"], ttl="3s", renewable=False)
+    pod = replace(configured.pod("storefront"), token=parent["auth"]["client_token"])
+    child = pod.call("POST", "auth/token/create", {"policies": ["shop-storefront"], "ttl": "60s"})
+    lease_id = read_with(replace(pod, token=child["auth"]["client_token"]))
+    read_streams()
+    lease = look_up(lease_id)
+    assert lease.login is not None
+    assert lease.login.parent is not None
+    deadline = time.monotonic() + 10
+    while clients.observer(Vault.objects.get()).lookup_lease(lease_id) is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    time.sleep(1)
+    ended = look_up(lease_id)
+    assert (ended.state, ended.end_reason) == (LeaseState.ENDED, "expired (inferred)")
+    assert ended.ended_at == lease.login.parent.expires_at

@@ -167,6 +167,45 @@ def test_a_token_that_was_ended_without_its_lease_ends_it_with_its_own_time_at_t
     assert (lease.end_reason, lease.ended_at) == (EndReason.EXPIRED, expires_at)
 
 
+def test_a_lease_ends_with_the_time_of_the_token_that_made_its_token() -> None:
+    expires_at, now = BEGAN + timedelta(minutes=10), BEGAN + timedelta(minutes=11)
+    lease = held(minutes=None, expires_at=BEGAN + timedelta(hours=1), lookup_due_at=BEGAN + timedelta(hours=1))
+    parent, child = factories.login(lease), factories.login(lease)
+    Login.objects.filter(pk=parent.pk).update(expires_at=expires_at)
+    Login.objects.filter(pk=child.pk).update(expires_at=BEGAN + timedelta(hours=2), parent=parent)
+    Lease.objects.filter(pk=lease.pk).update(login=child)
+    lookups.ask_of_ended_tokens(lease.vault, now=now)
+    assert lookups.due(lease.vault, now=now) == [lease]
+    lookups.end_gone(lease, now=now)
+    lease.refresh_from_db()
+    assert (lease.end_reason, lease.ended_at) == (EndReason.EXPIRED, expires_at)
+    # an orphan lives on
+    Login.objects.filter(pk=child.pk).update(is_orphan=True)
+    assert lookups.token_times([child.pk]) == {child.pk: BEGAN + timedelta(hours=2)}
+
+
+def test_a_lease_that_is_still_there_after_its_tokens_time_is_asked_for_once_more_and_not_ended_by_that() -> None:
+    expires_at = BEGAN + timedelta(minutes=10)
+    lease = held(minutes=None, expires_at=BEGAN + timedelta(hours=1), lookup_due_at=BEGAN + timedelta(hours=1))
+    login = factories.login(lease)
+    Login.objects.filter(pk=login.pk).update(expires_at=expires_at)
+
+    def asked(seconds: float) -> bool:
+        """Whether it is looked up so long after the token's time; it is then."""
+        at = expires_at + timedelta(seconds=seconds)
+        lookups.ask_of_ended_tokens(lease.vault, now=at)
+        due = lookups.due(lease.vault, now=at)
+        if due:
+            Lease.objects.update(looked_up_at=at, lookup_due_at=lease.expires_at)
+        return bool(due)
+
+    Lease.objects.filter(pk=lease.pk).update(login=login)
+    assert [asked(seconds) for seconds in (0.5, 1, 2, 9, 11, 12, 60)] == [False, True, False, False, True, False, False]
+    lookups.end_gone(lease, now=BEGAN + timedelta(hours=2))
+    lease.refresh_from_db()
+    assert (lease.end_reason, lease.ended_at) == (EndReason.EXPIRED, lease.expires_at)
+
+
 def test_a_lease_whose_end_has_a_known_cause_is_not_doubted() -> None:
     lease = held(minutes=5, end_reason=EndReason.REVOKED_IN_VAULT)
     assert doubts(lease, at=BEGAN + timedelta(minutes=4)) == []
