@@ -1,13 +1,15 @@
 """What is not yet as it should be: each test says what it should be, and fails until it is."""
 
+import json
 import uuid
 
 import pytest
+from django.db.models import F
 from django.utils import timezone
 
 from audit import attribute
 from audit.findings import watch
-from audit.models import FindingKind
+from audit.models import Device, FindingKind
 from leases import lists
 from leases.models import Certainty, EndReason, Lease, LeaseState, Login, WatchPeriod
 from tests import factories
@@ -58,3 +60,29 @@ def test_another_irrevocable_lease_opens_a_finding_again_that_was_closed_for_the
     look()
     factories.lease(state=LeaseState.IRREVOCABLE, left=-600, revoke_error="e")
     assert FindingKind.IRREVOCABLE in look()
+
+
+@pytest.mark.parametrize("accessor", [f"hmac-sha256:{'a' * 64}", "plain-accessor-0001"])
+def test_a_login_is_found_though_the_devices_salt_was_noticed_to_be_another_one_since(accessor: str) -> None:
+    """A salt is asked for once a minute, so its epoch changes among lines of one salt; and a plain accessor has none."""
+    stream, lease_id = factories.stream("file-a"), "database/creds/my-role/abcdefgh"
+
+    def answer(path: str, auth: dict[str, object], response: dict[str, object]) -> None:
+        request_id, lines = str(uuid.uuid4()), b""
+        for kind in ("request", "response"):
+            entry = {
+                "time": timezone.now().isoformat().replace("+00:00", "Z"),
+                "type": kind,
+                "auth": auth,
+                "request": {"id": request_id, "operation": "read", "path": path, "remote_address": "10.0.0.1"},
+            }
+            lines += json.dumps(entry | ({"response": response} if kind == "response" else {})).encode() + b"\n"
+        factories.read_lines(stream, lines)
+
+    who = {"display_name": "kubernetes-shop-web", "token_type": "service", "accessor": accessor, "token_ttl": 3600}
+    answer("auth/kubernetes/login", {}, {"auth": who | {"client_token": f"hmac-sha256:{'b' * 64}"}})
+    assert Login.objects.count() == 1
+    Device.objects.update(salt_epoch=F("salt_epoch") + 1)
+    stream.device.refresh_from_db()
+    answer("database/creds/my-role", who, {"secret": {"lease_id": lease_id}})
+    assert Lease.objects.get(lease_id=lease_id).login == Login.objects.get()
