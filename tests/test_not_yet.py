@@ -86,3 +86,13 @@ def test_a_login_is_found_though_the_devices_salt_was_noticed_to_be_another_one_
     stream.device.refresh_from_db()
     answer("database/creds/my-role", who, {"secret": {"lease_id": lease_id}})
     assert Lease.objects.get(lease_id=lease_id).login == Login.objects.get()
+
+
+def test_credentials_that_were_unwrapped_behind_the_same_nat_address_may_be_with_another_pod(place: Place) -> None:  # noqa: F811
+    """Where an address is no pod's own, that it is the same one proves nothing about who took them out of their wrapping."""
+    place.pod("one")
+    lease = place.lease("192.0.2.1", claimed_pod="one", claimed_pod_uid="c-one")
+    Lease.objects.filter(pk=lease.pk).update(unwrapped_from="192.0.2.1", attribution_open=True)
+    attribute.attribute([lease.pk], now=at(60))
+    lease.refresh_from_db()
+    assert lease.certainty == Certainty.AMBIGUOUS
