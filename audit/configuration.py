@@ -4,6 +4,7 @@ from django.db import transaction
 
 from audit import push
 from audit.models import Device, Stream
+from audit.notices import receivers
 from leases import configuration, health
 from leases.configuration import Configuration
 from leases.models import Vault
@@ -28,4 +29,5 @@ def apply(config: Configuration) -> None:
                 names.append(str(stream))
     # what is gone from the file may push no more, nor with its old token if it comes back
     Stream.objects.filter(retired=True).update(pushed=False, **push.NO_TOKEN)
+    receivers.apply(config)
     health.forget(SourceKind.STREAM, names)

@@ -17,6 +17,7 @@ from audit import follow, heads, retention
 from audit.findings import queries as findings
 from audit.ingest import position_of
 from audit.models import Housekeeping, Signing, Stream
+from audit.notices import queries as notices
 from leases import checks
 from leases.errors import Doubt, SourceError
 from leases.models import Action, AuthMount, Cluster, Database, Policy, Vault
@@ -27,6 +28,10 @@ LONGEST_UNKEPT = timedelta(hours=26)
 UNSIGNED = (
     "The heads of the chains are not signed: whoever takes over the database could rewrite a chain unnoticed. "
     "Add [heads] to leasehold.toml (docs/integrity.md)."
+)
+
+UNTOLD = (
+    "Nobody is told of findings who does not look at the page. Add [[notices]] to leasehold.toml (docs/notices.md)."
 )
 
 
@@ -67,6 +72,7 @@ def examine() -> Iterator[Finding]:
     yield _try("findings", looked)
     signed = _try("signed heads", signed_heads)
     yield signed if not signed.ok or Policy.current().heads_key else replace(signed, hint=UNSIGNED)
+    yield from told()
     # before the vaults, whose log-in may wait for a cluster's TokenReview
     yield from clusters()
     for vault in Vault.objects.filter(retired=False).order_by("name"):
@@ -212,6 +218,26 @@ def signed_heads() -> None:
         raise _Wrong(
             "No signed heads were delivered " + (f"since {newest:%Y-%m-%d %H:%M} UTC" if newest else "so far"),
             "Start beat and a worker of the queue `reports`, and look at that worker's log.",
+        )
+
+
+def told() -> Iterator[Finding]:
+    """Each receiver of notices, as the worker that sends them has written down: only that one has the secrets."""
+    receivers = notices.told_how()
+    if not receivers:
+        yield Finding("notices", True, hint=UNTOLD)
+    for receiver in receivers:
+        yield _try(f"notices to {receiver.receiver.name}", partial(told_one, receiver))
+
+
+def told_one(told: notices.ToldHow) -> None:
+    if told.failing:
+        since = f", since {told.receiver.failing_since:%Y-%m-%d %H:%M} UTC" if told.receiver.failing_since else ""
+        raise _Wrong(f"{told.receiver.cause}{since}", told.receiver.fix)
+    if notices.is_late(told, now=timezone.now()):
+        raise _Wrong(
+            f"Findings wait to be told since {told.waits_since:%Y-%m-%d %H:%M} UTC",
+            "Start beat and a worker of the queue `reports`, and look at that worker's log for send_notices.",
         )
 
 

@@ -12,7 +12,9 @@ from django.utils import timezone
 from audit import attribute, follow, heads, polls, retention, unexplained, users
 from audit.findings import watch as findings
 from audit.ingest import Rebuilding, ingest_all, is_passing, position_of
-from audit.models import Device, Stream
+from audit.models import Device, Receiver, Stream
+from audit.notices import queries as notices
+from audit.notices import send
 from audit.secrets import RawSecret
 from leases import health
 from leases.models import Database, OwnRequest
@@ -191,6 +193,28 @@ def look_for_findings() -> None:
         looked = findings.look(now=timezone.now()) if mine else None
     if looked and (looked.opened or looked.reopened):
         log.warning("findings: %s opened, %s open again, %s open", looked.opened, looked.reopened, looked.open)
+
+
+@shared_task
+def send_notices() -> None:
+    """Starts what is due for each receiver of notices; one query where nothing is."""
+    for receiver_id in notices.due(now=timezone.now()):
+        send_notices_to.apply_async((receiver_id,), expires=10)
+
+
+# one attempt ends itself after 10 s, but for the resolving of a name
+@shared_task(soft_time_limit=25, time_limit=30)
+def send_notices_to(receiver_id: int) -> None:
+    """Each receiver has a turn of its own, so that none waits for another one that is slow."""
+    with turn("notices", receiver_id) as mine:
+        receiver = Receiver.objects.filter(pk=receiver_id, retired=False).first() if mine else None
+        if receiver is None:
+            return
+        now = timezone.now()
+        if notices.needs_check(receiver, now=now):
+            send.check(receiver, now=now)
+            receiver.refresh_from_db()
+        send.send(receiver, now=now)
 
 
 @shared_task

@@ -30,6 +30,7 @@ app.conf.beat_schedule = {
     "check-salts": _every("audit.tasks.check_salts", 60.0),
     "check-polls": _every("audit.tasks.check_polls", 10.0),
     "look-for-findings": _every("audit.tasks.look_for_findings", 60.0),
+    "send-notices": _every("audit.tasks.send_notices", 2.0),
     # does something once an hour; asked often, because a clock that was started anew counts from its start
     "keep-house": _every("audit.tasks.keep_house", 60.0),
     # as above

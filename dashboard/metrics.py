@@ -11,6 +11,7 @@ import audit.queries
 from audit import heads, retention
 from audit.findings import queries as findings
 from audit.models import Housekeeping, Signing
+from audit.notices import queries as notices
 from dashboard.version import VERSION
 from leases import queries
 
@@ -91,6 +92,7 @@ class LedgerCollector(Collector):
         yield from _costs()
         yield from _house(now=self.now)
         yield from _heads()
+        yield from _notices()
         labelled = [
             ([status.stream.device.vault.name, status.stream.device.name, status.stream.node], status)
             for status in streams
@@ -203,6 +205,29 @@ def _heads() -> Iterator[Metric]:
         "0 where something keeps heads from being signed or delivered; doctor says what",
         [],
         [([], int(not state.cause))] if state else [],
+    )
+
+
+def _notices() -> Iterator[Metric]:
+    """Without samples where nobody is told."""
+    told = notices.told_how()
+    yield _counter(
+        "leasehold_notices",
+        "Messages about findings that ended: sent, or given up after 24 hours",
+        ["receiver", "state"],
+        [([name, state], count) for name, state, count in notices.ended_counts()],
+    )
+    yield _gauge(
+        "leasehold_notices_waiting",
+        "Findings of which a receiver is still to be told",
+        ["receiver"],
+        [([one.receiver.name], one.waiting) for one in told],
+    )
+    yield _gauge(
+        "leasehold_notices_failing",
+        "1 where a receiver of notices cannot be told; doctor says why",
+        ["receiver"],
+        [([one.receiver.name], int(one.failing)) for one in told],
     )
 
 

@@ -7,6 +7,7 @@ from typing import Any
 from csp.constants import NONE, SELF
 
 from dashboard import env
+from dashboard.version import VERSION
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 
@@ -191,9 +192,14 @@ CELERY_TASK_ROUTES = {
     "audit.tasks.sign_heads": {"queue": "reports"},
     "audit.tasks.check_polls": {"queue": "leases"},
     "audit.tasks.look_for_findings": {"queue": "leases"},
+    "audit.tasks.send_notices": {"queue": "reports"},
+    "audit.tasks.send_notices_to": {"queue": "reports"},
     "leases.tasks.carry_out_revocation": {"queue": "actions"},
     "leases.tasks.resume_stuck_revocations": {"queue": "actions"},
 }
+
+# by which receivers of notices know us
+USER_AGENT = f"Leasehold/{VERSION}"
 
 # the push process (dashboard/push/): bytes of a body as it is sent, bytes of it unpacked, and bodies held at once
 PUSH_BODY_BYTES = env.number("LEASEHOLD_PUSH_BODY_MB", 20) * 1024 * 1024

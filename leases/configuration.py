@@ -5,7 +5,7 @@ Streams stand in the same file and are applied by `audit.configuration`.
 
 import re
 import tomllib
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
@@ -118,6 +118,21 @@ class HeadsConfig(msgspec.Struct, forbid_unknown_fields=True):
     deliver_to: list[str]
 
 
+class SiteConfig(msgspec.Struct, forbid_unknown_fields=True):
+    url: str
+
+
+class NoticeConfig(msgspec.Struct, forbid_unknown_fields=True):
+    name: str
+    url: str | Reference
+    form: Literal["json", "slack"]
+    secret: Reference | None = None
+    severity: Literal["high", "medium", "low"] = "high"
+    group_seconds: float = 10.0
+    ca_file: str = ""
+    insecure: bool = False
+
+
 class Configuration(msgspec.Struct, forbid_unknown_fields=True):
     """The whole file."""
 
@@ -126,6 +141,8 @@ class Configuration(msgspec.Struct, forbid_unknown_fields=True):
     databases: list[DatabaseConfig] = []
     policies: Policies = msgspec.field(default_factory=Policies)
     heads: HeadsConfig | None = None
+    site: SiteConfig | None = None
+    notices: list[NoticeConfig] = []
 
 
 def load(path: Path) -> Configuration:
@@ -155,6 +172,7 @@ def problems(configuration: Configuration) -> list[str]:
         "cluster": [cluster.name for cluster in configuration.clusters],
         "auth mount": [f"{m.vault}/{m.path.strip('/')}" for c in configuration.clusters for m in c.auth_mounts],
         "database": [f"{d.vault}/{d.mount.strip('/')}/{d.name}" for d in configuration.databases],
+        "receiver of notices": [notice.name for notice in configuration.notices],
         "stream": [f"{v.name}/{d.name}/{n.name}" for v in configuration.vaults for d in v.devices for n in d.nodes],
     }.items():
         found += [f"{what} {name} is there twice" for name in sorted({n for n in names if names.count(n) > 1})]
@@ -205,6 +223,7 @@ def problems(configuration: Configuration) -> list[str]:
         + session_problems(configuration.databases)
         + retention_problems(configuration.policies)
         + heads_problems(configuration)
+        + notice_problems(configuration)
     )
 
 
@@ -288,6 +307,60 @@ def heads_problems(configuration: Configuration) -> list[str]:
     if len({place.rstrip("/") for place in places}) < len(places):
         found.append("heads.deliver_to names a place twice")
     return found
+
+
+def notice_problems(configuration: Configuration) -> list[str]:
+    """What is wrong with who is told of findings. An address is never quoted: it may be a secret itself."""
+    found = []
+    site = configuration.site
+    if site and (problem := address_problem(site.url, insecure=True)):
+        found.append(f"site.url {problem}")
+    elif site and (urlsplit(site.url).query or not site.url.isprintable() or set(site.url) & set(" <>|\"'")):
+        found.append("site.url is what links begin with; write https://HOST or https://HOST/PATH")
+    for notice in configuration.notices:
+        where = f"notice {notice.name}"
+        if not notice.name.strip() or not notice.name.isprintable() or len(notice.name) > 60:
+            found.append("notices.name must be 1 to 60 printable characters")
+        if notice.form == "json" and notice.secret is None:
+            found.append(f'{where}: form "json" is signed and needs secret = {{ file = "PATH" }} (docs/notices.md)')
+        if notice.form == "slack" and notice.secret is not None:
+            found.append(f'{where}: form "slack" is not signed; its address is the secret. Take `secret` out')
+        if notice.form == "slack" and isinstance(notice.url, str):
+            found.append(f'{where}: the address of form "slack" is a secret; write url = {{ file = "PATH" }}')
+        elif isinstance(notice.url, str) and (problem := address_problem(notice.url, insecure=notice.insecure)):
+            found.append(f"{where}: url {problem}")
+        if not 0 <= notice.group_seconds <= 3600:
+            found.append(f"{where}: group_seconds must be 0 to 3600")
+        if notice.ca_file and not notice.ca_file.startswith("/"):
+            found.append(f"{where}: ca_file must be the whole path of a file, /…")
+    return found
+
+
+def address_problem(url: str, *, insecure: bool) -> str:
+    """What is wrong with an address that messages go to, without a word of it; empty where nothing is. Pure."""
+    if not url.isascii() or not url.isprintable() or " " in url:
+        return "holds characters that no address may hold; write https://HOST/PATH"
+    try:
+        parts = urlsplit(url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        return "is no address; write https://HOST/PATH"
+    if parts.scheme not in {"http", "https"} or not host:
+        return "is no address; write https://HOST/PATH"
+    if "@" in parts.netloc:
+        return "may not hold a user or a password"
+    if parts.fragment:
+        return "may not hold a fragment (#…)"
+    if parts.scheme == "http" and not insecure and not _is_loopback(host):
+        return "must begin with https:// unless it is on this machine (or insecure = true)"
+    return ""
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def unpushable(configuration: Configuration) -> list[str]:

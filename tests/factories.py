@@ -24,6 +24,10 @@ from audit.models import (
     FindingKind,
     FurtherSighting,
     Gap,
+    Notice,
+    NoticeLine,
+    NoticeState,
+    Receiver,
     RejectedLine,
     Severity,
     Stream,
@@ -393,6 +397,26 @@ def finding(*, closed: bool = False, **fields: Any) -> Finding:
     return made
 
 
+def receiver(name: str = "on-call", **fields: Any) -> Receiver:
+    """Of the form for Slack, so that it needs no secret."""
+    defaults = {"form": "slack", "url_reference": {"file": "/etc/leasehold/notices/url"}, "checked_at": timezone.now()}
+    return Receiver.objects.get_or_create(name=name, defaults=defaults | fields)[0]
+
+
+def told(finding: Finding, to: Receiver, *, state: str = NoticeState.SENT, **fields: Any) -> NoticeLine:
+    """All changes of a finding in one message, or with state "" waiting for one. Returns the last line."""
+    now = timezone.now()
+    notice = None
+    if state:
+        ended = state in {NoticeState.SENT, NoticeState.GIVEN_UP}
+        times = {"ended_at": now} if ended else {"next_try_at": now + timedelta(minutes=5)}
+        defaults = {"made_at": now - timedelta(minutes=20), "attempts": 1, **times}
+        notice = Notice.objects.create(receiver=to, state=state, **defaults | fields)
+    for change in finding.changes.order_by("at", "id"):
+        line = NoticeLine.objects.create(receiver=to, finding=finding, change=change, notice=notice, at=change.at)
+    return line
+
+
 def watched() -> None:
     """A vault, a cluster, two databases and two streams, all of which answer."""
     vault(reconciled_at=timezone.now() - timedelta(minutes=3))
@@ -509,6 +533,14 @@ def scene() -> dict[str, Any]:
             {"text": f"{shown.lease_id}: issued", "at": timezone.now().isoformat(), "lease": shown.pk},
         ],
     )
+    told(shown_finding, receiver())
+    failing = receiver(
+        "pager",
+        cause="The receiver answered 404",
+        fix="Correct url in leasehold.toml, or what it names; then `manage.py configure`.",
+        failing_since=timezone.now() - timedelta(minutes=20),
+    )
+    told(shown_finding, failing, state=NoticeState.REFUSED, cause="The receiver answered 404")
     finding()
     finding(
         kind=FindingKind.GAP,

@@ -12,6 +12,7 @@ from django.db.models import Q
 from audit.findings import facts, log_facts, log_rules, rules
 from audit.findings.found import Found
 from audit.models.findings import Finding, FindingChange, Look
+from audit.notices.queue import queue
 from leases.models import Action
 
 # what comes back within this time after it was last seen is the same finding; later it is a new one
@@ -143,6 +144,7 @@ def settle(found: dict[tuple[str, str], Found], *, now: datetime) -> Looked:
         FindingChange(finding=row, at=now, change=Change.CLOSED, severity=row.severity, why=GONE) for row in gone
     ]
     FindingChange.objects.bulk_create(looked.changes, batch_size=500)
+    queue(looked.changes)
     looked.opened, looked.closed = len(new), len(gone)
     looked.open = Finding.objects.filter(closed_at=None).count()
     return looked
@@ -193,9 +195,10 @@ def close(finding: Finding, *, by: str, reason: str, now: datetime) -> Action:
         if row.closed_at is not None:
             raise NotOpen
         Finding.objects.filter(pk=row.pk).update(closed_at=now, closed_why=reason, closed_by=by)
-        FindingChange.objects.create(
+        change = FindingChange.objects.create(
             finding=row, at=now, change=Change.CLOSED, severity=row.severity, why=reason, by=by
         )
+        queue([change])
         # in the same words as other actions: no lease, but what was closed
         target = {"vault": row.vault, "lease_id": "", "finding": row.pk, "summary": row.summary}
         return Action.objects.create(kind=CLOSED, by=by, reason=reason, at=now, targets=[target])

@@ -20,6 +20,7 @@ from audit.models.events import (
 from audit.models.findings import Finding, FindingChange, FindingKind, Look, Severity
 from audit.models.heads import HeadsDocument, Signing
 from audit.models.history import AttributionChange
+from audit.models.notices import Notice, NoticeLine, NoticeState, Receiver
 from audit.models.retention import Dropped, Housekeeping, Moved
 from audit.models.streams import (
     BlockLines,
@@ -54,7 +55,11 @@ __all__ = [
     "LeaseToken",
     "Look",
     "Moved",
+    "Notice",
+    "NoticeLine",
+    "NoticeState",
     "RawBlock",
+    "Receiver",
     "RejectedLine",
     "Renewals",
     "Severity",

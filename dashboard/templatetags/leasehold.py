@@ -10,7 +10,7 @@ from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from audit.hours import Hour, State
-from audit.models import Finding, Severity
+from audit.models import Finding, Notice, Severity
 from leases.models import Lease
 from leases.queries import database_key
 
@@ -51,6 +51,12 @@ OUTCOMES = {
     "unverified": ("unknown", "warn", "not verified"),
     "waiting": ("busy", "plain", "waiting"),
     "skipped": ("skipped", "plain", "not reached"),
+}
+NOTICES = {
+    "waiting": ("busy", "plain", "waiting"),
+    "refused": ("alarm", "bad", "refused"),
+    "sent": ("check", "good", "sent"),
+    "given up": ("alarm", "bad", "given up"),
 }
 # of an hour of a stream, worst last; each has a shape of its own
 HOURS = {
@@ -115,6 +121,11 @@ def finding_state(finding: Finding) -> SafeString:
     if finding.open:
         return _badge("live", "live", "open")
     return _badge("check", "plain", "closed")
+
+
+@register.simple_tag
+def notice_state(notice: Notice | None) -> SafeString:
+    return _badge(*NOTICES[notice.state if notice else "waiting"])
 
 
 @register.filter

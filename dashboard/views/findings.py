@@ -8,6 +8,7 @@ from django.utils import timezone
 
 from audit.findings import kinds, queries, watch
 from audit.models import Finding
+from audit.notices import queries as notices
 from dashboard.access import PageRequest, groups, may_close_findings, may_read, needs
 from dashboard.forms import CloseForm, FindingFilterForm
 from dashboard.paging import link
@@ -26,6 +27,7 @@ def index(request: PageRequest) -> HttpResponse:
     context = {
         "look": look,
         "late": queries.is_late(look, now=timezone.now()),
+        "told": notices.told_how(),
         "form": form,
         "page": page,
         "first": after is None,
@@ -67,6 +69,7 @@ def _detail(request: PageRequest, finding: Finding, form: CloseForm, *, status: 
         "means": kinds.MEANS[finding.kind],
         "do": kinds.DO[finding.kind],
         "changes": queries.changes_of(finding),
+        "told": notices.told_of(finding),
         "form": form,
         "may_close": may_close_findings(groups(request)),
         "comes_back_hours": watch.COMES_BACK.total_seconds() // 3600,

@@ -7,6 +7,7 @@ from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
 from audit import configuration, heads, retention
+from audit.notices import receivers
 from leases.configuration import ConfigurationError, load
 
 
@@ -22,6 +23,7 @@ class Command(BaseCommand):
         retention.make_ahead(now=timezone.now())
         retention.ask_anew(now=timezone.now())
         heads.ask_anew(now=timezone.now())
+        receivers.ask_anew(now=timezone.now())
         streams = sum(len(device.nodes) for vault in config.vaults for device in vault.devices)
         self.stdout.write(
             f"Applied {settings.CONFIG_FILE}: {len(config.vaults)} vaults, {streams} streams, "

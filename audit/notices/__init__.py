@@ -1,0 +1,1 @@
+"""Notices: somebody outside learns of findings. Queued with each change, grouped, signed, sent, tried again."""
