@@ -68,6 +68,9 @@ def post(url: str, body: bytes, headers: Mapping[str, str], *, ca_file: str = ""
                 decode_content=False,
             )
             response = connection.getresponse()
+            if over.is_set():
+                # in the middle of its headers, which then look as if they ended there
+                raise TimeoutError
         except (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, UnicodeError) as error:
             # of a foreign error's text nothing is kept: it may hold the address
             raise _failed(error, at=at, cut_off=over.is_set()) from None
@@ -126,10 +129,10 @@ def _failed(error: Exception, *, at: str, cut_off: bool) -> WebhookFailed:
                 f"The name of {at} cannot be resolved",
                 "Correct url in leasehold.toml, or the resolver of the workers of the queue `reports`.",
             )
-        case urllib3.exceptions.ConnectTimeoutError():
-            return WebhookFailed(f"{at} takes no connection within {CONNECT_SECONDS:.0f} s", reached)
         case urllib3.exceptions.NewConnectionError():
             return WebhookFailed(f"{at} takes no connection", reached)
+        case urllib3.exceptions.ConnectTimeoutError():
+            return WebhookFailed(f"{at} takes no connection within {CONNECT_SECONDS:.0f} s", reached)
         case ssl.SSLCertVerificationError():
             return WebhookFailed(
                 f"The TLS certificate of {at} is not trusted ({error.verify_message})",

@@ -215,7 +215,11 @@ def _notices() -> Iterator[Metric]:
         "leasehold_notices",
         "Messages about findings that ended: sent, or given up after 24 hours",
         ["receiver", "state"],
-        [([name, state], count) for name, state, count in notices.ended_counts()],
+        [
+            ([one.receiver.name, state], ended.count)
+            for one in told
+            for state, ended in (("sent", one.sent), ("given up", one.given_up))
+        ],
     )
     yield _gauge(
         "leasehold_notices_waiting",

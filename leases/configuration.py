@@ -315,7 +315,9 @@ def notice_problems(configuration: Configuration) -> list[str]:
     site = configuration.site
     if site and (problem := address_problem(site.url, insecure=True)):
         found.append(f"site.url {problem}")
-    elif site and (urlsplit(site.url).query or not site.url.isprintable() or set(site.url) & set(" <>|\"'")):
+    elif site and (
+        len(site.url) > 200 or urlsplit(site.url).query or not site.url.isprintable() or set(site.url) & set(" <>|\"'")
+    ):
         found.append("site.url is what links begin with; write https://HOST or https://HOST/PATH")
     for notice in configuration.notices:
         where = f"notice {notice.name}"

@@ -38,7 +38,7 @@ class Migration(migrations.Migration):
             options={
                 "constraints": [
                     models.CheckConstraint(
-                        condition=models.Q(("url", ""), ("url_reference", None), _connector="XOR"),
+                        condition=models.Q(("url", ""), ("url_reference__isnull", True), _connector="XOR"),
                         name="a_receiver_has_an_address_plain_or_by_reference",
                     ),
                     models.CheckConstraint(

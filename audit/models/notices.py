@@ -40,7 +40,8 @@ class Receiver(models.Model):
     class Meta:
         constraints = [
             models.CheckConstraint(
-                condition=Q(url="") ^ Q(url_reference=None), name="a_receiver_has_an_address_plain_or_by_reference"
+                condition=Q(url="") ^ Q(url_reference__isnull=True),
+                name="a_receiver_has_an_address_plain_or_by_reference",
             ),
             models.CheckConstraint(
                 condition=Q(failing_since=None) | ~Q(cause=""), name="a_failing_receiver_names_its_cause"

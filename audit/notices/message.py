@@ -21,7 +21,9 @@ VERSION = 1
 FINDINGS, TEST = "leasehold.findings", "leasehold.test"
 # findings that one message tells at length; of further ones only how many
 MOST = 20
-_LONGEST, _LONGEST_IN_SLACK = 500, 300
+_LONGEST = 500
+# in Slack, where a section holds 3000 characters and `&` is five of them: of a summary, a reason, and a name
+_SUMMARY, _REASON, _NAME = 240, 120, 60
 # https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md#signature-scheme
 _PREFIX, _FEWEST_BYTES, _MOST_BYTES = "whsec_", 24, 64
 _MOST_SECRETS = 4
@@ -140,10 +142,11 @@ def _headline(message: Message) -> str:
 def _section(told: Told, message: Message) -> str:
     lines = [f"*{told.severity}, {told.change}:* {told.kind}"]
     if not message.reduced:
-        lines.append(for_slack(told.summary))
+        lines.append(for_slack(told.summary, longest=_SUMMARY))
     if told.change == CLOSED and not message.reduced:
-        lines.append(f"Closed{f' by {for_slack(told.by)}' if told.by else ''}: {for_slack(told.why)}")
-    about = [] if message.reduced else [for_slack(text) for text in (told.culprit, told.vault) if text]
+        by = f" by {for_slack(told.by, longest=_NAME)}" if told.by else ""
+        lines.append(f"Closed{by}: {for_slack(told.why, longest=_REASON)}")
+    about = [] if message.reduced else [for_slack(text, longest=_NAME) for text in (told.culprit, told.vault) if text]
     if link := _link(told, message):
         about.append(f"<{_escaped(link)}|Finding {told.id}>")
     else:
@@ -151,10 +154,10 @@ def _section(told: Told, message: Message) -> str:
     return "\n".join([*lines, " · ".join(about)])
 
 
-def for_slack(text: str) -> str:
+def for_slack(text: str, *, longest: int) -> str:
     """Words of others. Slack reads &, < and > as control characters (https://docs.slack.dev/messaging/formatting-message-text/);
     Mattermost reads @NAME as a mention, [text](address) as a link or a picture, and makes a link of every address."""
-    text = safe(text, longest=_LONGEST_IN_SLACK)
+    text = safe(text, longest=longest)
     for control in ("@", "](", "://"):
         text = text.replace(control, f"{control[0]}\N{ZERO WIDTH SPACE}{control[1:]}")
     return _escaped(text)

@@ -46,15 +46,22 @@ def _waiting() -> QuerySet[NoticeLine]:
 
 
 @dataclass(frozen=True, slots=True)
+class Ended:
+    """Messages that ended in one way: how many, and when the newest did."""
+
+    count: int = 0
+    at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ToldHow:
-    """A receiver and how it goes. `waiting`: findings that it is still to be told of; `last_sent_at`: of the newest message
-    that it took; `gave_up`: findings that it was never told of, in the newest message that was given up after it."""
+    """A receiver and how it goes. `waiting`: findings that it is still to be told of, the first of them since `waits_since`."""
 
     receiver: Receiver
-    waiting: int
-    waits_since: datetime | None
-    last_sent_at: datetime | None
-    gave_up_at: datetime | None
+    waiting: int = 0
+    waits_since: datetime | None = None
+    sent: Ended = Ended()
+    given_up: Ended = Ended()
 
     @property
     def severity(self) -> str:
@@ -68,27 +75,25 @@ class ToldHow:
 def told_how() -> list[ToldHow]:
     """Every receiver that is configured, by name. The number of queries does not depend on how many there are."""
     rows = receivers()
+    if not rows:
+        return []
     open_ = Q(notice=None) | Q(notice__state__in=OPEN_NOTICE_STATES)
+    lines = NoticeLine.objects.filter(open_, receiver__in=rows).values_list("receiver")
     waiting = {
         receiver: (count, since)
-        for receiver, count, since in NoticeLine.objects.filter(open_, receiver__in=rows)
-        .values_list("receiver")
-        .annotate(Count("finding", distinct=True), Min("at"))
-        .order_by("receiver")
+        for receiver, count, since in lines.annotate(Count("finding", distinct=True), Min("at")).order_by("receiver")
     }
+    notices = Notice.objects.filter(receiver__in=rows, ended_at__isnull=False).values_list("receiver", "state")
     ended = {
-        (receiver, state): at
-        for receiver, state, at in Notice.objects.filter(receiver__in=rows, ended_at__isnull=False)
-        .values_list("receiver", "state")
-        .annotate(Max("ended_at"))
-        .order_by("receiver", "state")
+        (receiver, state): Ended(count, at)
+        for receiver, state, count, at in notices.annotate(Count("id"), Max("ended_at")).order_by("receiver", "state")
     }
     return [
         ToldHow(
             row,
             *waiting.get(row.pk, (0, None)),
-            last_sent_at=ended.get((row.pk, NoticeState.SENT)),
-            gave_up_at=ended.get((row.pk, NoticeState.GIVEN_UP)),
+            sent=ended.get((row.pk, NoticeState.SENT), Ended()),
+            given_up=ended.get((row.pk, NoticeState.GIVEN_UP), Ended()),
         )
         for row in rows
     ]
@@ -105,9 +110,3 @@ def is_late(told: ToldHow, *, now: datetime) -> bool:
     if told.waits_since is None or told.failing:
         return False
     return now - told.waits_since > timedelta(seconds=told.receiver.group_seconds) + LATE
-
-
-def ended_counts() -> list[tuple[str, str, int]]:
-    """(receiver, state, messages) of all that ended, also long ago."""
-    rows = Notice.objects.filter(ended_at__isnull=False).values_list("receiver__name", "state")
-    return list(rows.annotate(Count("id")).order_by("receiver__name", "state"))
