@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from audit.findings.found import Found
 from audit.models import Finding, FindingChange, FindingKind, Notice, NoticeLine, NoticeState, Receiver, Severity
 from audit.models.notices import TRANSITIONS
 from audit.notices import message, queries, receivers, send
+from demo import processes, valkey
 from demo.kube import keys
 from demo.processes import free_port
 from leases.configuration import ConfigurationError, load
@@ -175,12 +176,19 @@ def test_the_signature_holds_by_the_code_of_the_documentation_and_no_other_body_
     assert not verified(got.headers | {"webhook-timestamp": old}, got.body, text)
 
 
+def test_the_documentation_shows_the_message_as_it_is(on_call: Receiver, there: Hook) -> None:
+    shown = json.loads((ROOT / "docs" / "notices.md").read_text().partition("```json\n")[2].partition("```")[0])
+    see(found(vault="main", culprit="root"))
+    sent(on_call, seconds=10)
+    content = told(there)
+    assert list(content) == list(shown)
+    assert list(content["findings"][0]) == list(shown["findings"][0])
+
+
 def test_the_signature_is_the_one_of_the_specifications_example() -> None:
     """https://github.com/standard-webhooks/standard-webhooks: its libraries are tested with this one."""
     key = message.keys_of("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", name="x")
-    when = datetime.fromisoformat("2021-02-25T18:44:40+00:00").replace(second=0)
-    seconds = 1614265330
-    when = datetime.fromtimestamp(seconds, tz=when.tzinfo)
+    when = datetime.fromtimestamp(1614265330, tz=UTC)
     headers = message.signed("msg_p5jXN8AQM9LWM0D4loKWxJek", b'{"test": 2432232314}', key, at=when)
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
@@ -244,7 +252,7 @@ def test_a_person_who_closes_a_finding_is_named(on_call: Receiver, there: Hook) 
 @COMMITTED
 def test_what_is_rolled_back_with_its_finding_is_not_told(on_call: Receiver) -> None:
     with contextlib.suppress(ZeroDivisionError), transaction.atomic():
-        watch.settle({("x", "a"): found()}, now=at(0))
+        watch.settle({(FindingKind.ROOT_TOKEN, "a"): found()}, now=at(0))
         assert NoticeLine.objects.exists()
         raise ZeroDivisionError
     assert not NoticeLine.objects.exists()
@@ -535,6 +543,46 @@ def test_a_worker_that_is_killed_after_sending_and_before_committing_sends_again
     assert there.got[0].body == there.got[1].body
 
 
+@pytest.mark.slow
+@COMMITTED
+def test_real_workers_tell_what_was_found_while_broker_and_worker_were_away(
+    on_call: Receiver, there: Hook, run_folder: Path
+) -> None:
+    folder = run_folder / "notices"
+    broker = valkey.start(folder / "valkey")
+    port = int(broker.url.rsplit(":", 1)[1].split("/")[0])
+    address = "postgresql://{USER}:{PASSWORD}@{HOST}:{PORT}/{NAME}".format(**connection.settings_dict)
+    env = {**os.environ, "LEASEHOLD_BROKER_URL": broker.url, "LEASEHOLD_DATABASE_URL": address}
+    command = [sys.executable, "-m", "celery", "-A", "dashboard"]
+    queue = [*command, "worker", "-Q", "reports", "-c", "2", "-n", "notices@test", "--without-gossip"]
+
+    def find(*names: str) -> None:
+        with transaction.atomic():
+            watch.settle({(FindingKind.ROOT_TOKEN, name): found(name) for name in names}, now=timezone.now())
+
+    worker = processes.spawn(queue, log=folder / "worker.log", env=env, cwd=ROOT)
+    beat = processes.spawn([*command, "beat", "-s", folder / "schedule"], log=folder / "beat.log", env=env, cwd=ROOT)
+    try:
+        find("a")
+        began = time.monotonic()
+        wait_until(lambda: len(there.got) == 1, 60)
+        assert time.monotonic() - began >= 9
+        broker.stop()
+        worker.kill()
+        worker.wait()
+        find("a", "b")
+        time.sleep(1)
+        broker = valkey.start(folder / "valkey", port=port)
+        worker = processes.spawn(queue, log=folder / "worker.log", env=env, cwd=ROOT)
+        wait_until(lambda: len(there.got) == 2, 90)
+        assert [changes(there, number) for number in (0, 1)] == [[("a", "opened")], [("b", "opened")]]
+        wait_until(lambda: set(Notice.objects.values_list("state", flat=True)) == {"sent"})
+    finally:
+        processes.stop(beat)
+        processes.stop(worker)
+        broker.stop()
+
+
 def test_an_attempt_that_never_came_back_is_said_and_its_worker_may_not_count_it_again(
     on_call: Receiver, there: Hook
 ) -> None:
@@ -625,7 +673,7 @@ def test_proxies_of_the_environment_are_not_used(
 # ---------------------------------------------------------------------------------------------------------------
 # Slack, and words that others chose
 
-EVIL = "<!channel> <@U123> <https://evil.example|click> & @here [x](https://evil.example) ![p](http://evil.example/p.png)\n# x"
+EVIL = "<!channel> <@U123> <https://evil.example|click> & @here [x](https://evil.example) ![p](http://evil.example/p.png) WWW.evil.example\n# x"
 
 
 def test_nobody_is_mentioned_and_nothing_is_linked_by_words_of_others(there: Hook, tmp_path: Path) -> None:
@@ -641,7 +689,7 @@ def test_nobody_is_mentioned_and_nothing_is_linked_by_words_of_others(there: Hoo
         ours = text.replace(link, "")
         assert not set(ours) & set("<>")
         assert "&lt;!channel&gt;" in text or "opened" in text
-        for active in ("@here", "@U123", "](", "://"):
+        for active in ("@here", "@U123", "](", "://", "www.", "WWW."):
             assert active not in ours
         assert "\n# x" not in text
     assert link in content["text"]
@@ -860,7 +908,7 @@ def test_doctor_and_the_page_say_who_is_told_and_what_is_wrong(
 ) -> None:
     from tests.test_pages import text
 
-    assert "[[notices]]" in doctored()[("notices")].hint
+    assert "[[notices]]" in next(one.hint for one in doctor.examine() if one.what == "notices")
     assert "Nobody is told of findings who does not look here" in text(viewer.get("/findings"))
     settings.CONFIG_FILE = tmp_path / "leasehold.toml"
     configure(settings, GOOD.format(url=there.url, secret=secret))
@@ -904,12 +952,12 @@ def test_doctor_and_the_page_say_who_is_told_and_what_is_wrong(
 
 
 def doctored() -> dict[str, doctor.Finding]:
-    return {one.what: one for one in doctor.examine() if one.what.startswith("notices")}
+    return {one.what: one for one in doctor.told()}
 
 
 def test_doctor_tells_that_nobody_sends(on_call: Receiver) -> None:
     with transaction.atomic():
-        watch.settle({("x", "a"): found()}, now=timezone.now() - timedelta(minutes=3))
+        watch.settle({(FindingKind.ROOT_TOKEN, "a"): found()}, now=timezone.now() - timedelta(minutes=3))
     assert "Findings wait to be told since" in doctored()["notices to on-call"].cause
 
 

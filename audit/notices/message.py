@@ -9,6 +9,7 @@ import binascii
 import hashlib
 import hmac
 import json
+import re
 import unicodedata
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,6 +28,8 @@ _SUMMARY, _REASON, _NAME = 240, 120, 60
 # https://github.com/standard-webhooks/standard-webhooks/blob/main/spec/standard-webhooks.md#signature-scheme
 _PREFIX, _FEWEST_BYTES, _MOST_BYTES = "whsec_", 24, 64
 _MOST_SECRETS = 4
+# what Mattermost makes more of than text
+_ACTIVE = re.compile(r"@|\]\(|://|www\.", re.IGNORECASE)
 TEST_TEXT = "This is a test message of Leasehold: findings will be told here."
 CLOSED = "closed"
 
@@ -158,9 +161,7 @@ def for_slack(text: str, *, longest: int) -> str:
     """Words of others. Slack reads &, < and > as control characters (https://docs.slack.dev/messaging/formatting-message-text/);
     Mattermost reads @NAME as a mention, [text](address) as a link or a picture, and makes a link of every address."""
     text = safe(text, longest=longest)
-    for control in ("@", "](", "://"):
-        text = text.replace(control, f"{control[0]}\N{ZERO WIDTH SPACE}{control[1:]}")
-    return _escaped(text)
+    return _escaped(_ACTIVE.sub(lambda match: f"{match[0][0]}\N{ZERO WIDTH SPACE}{match[0][1:]}", text))
 
 
 def _escaped(text: str) -> str:

@@ -36,6 +36,7 @@ CLAIM = timedelta(seconds=40)
 MOST_LINES = 5000
 RECHECK_EVERY = timedelta(minutes=1)
 LOST = "The last attempt never came back: its worker was ended, or the receiver's name took too long to resolve"
+GAVE_UP = "What waited for 24 hours was given up; the findings page shows it. `manage.py send_test_notice` tells whether it works again."
 # not mended by sending the same again; the first three may be about the content alone
 _CONTENT = {400, 413, 422}
 _PASSING = {408, 425, 429}
@@ -255,10 +256,11 @@ def _write_down(receiver: Receiver, notice: Notice, outcome: Outcome, *, now: da
     if outcome.state == NoticeState.SENT:
         works(receiver)
         return
+    fix = f"{outcome.fix} {GAVE_UP}" if outcome.state == NoticeState.GIVEN_UP else outcome.fix
     if outcome.cause != receiver.cause or outcome.state == NoticeState.GIVEN_UP:
-        log.warning("notices to %s: %s. %s", receiver.name, outcome.cause, outcome.fix)
+        log.warning("notices to %s: %s. %s", receiver.name, outcome.cause, fix)
     Receiver.objects.filter(pk=receiver.pk, retired=False).update(
-        cause=outcome.cause[:500], fix=outcome.fix[:500], failing_since=receiver.failing_since or now
+        cause=outcome.cause[:500], fix=fix[:500], failing_since=receiver.failing_since or now
     )
 
 
