@@ -490,16 +490,27 @@ def test_of_two_workers_at_once_one_sends(on_call: Receiver, there: Hook) -> Non
 
     there.answers = [Answering(instead=slowly)]
     see(found())
+    assert send._made(on_call, now=at(10))
     threads = [
         threading.Thread(target=in_thread(lambda: send.send(Receiver.objects.get(pk=on_call.pk), now=at(10))))
         for _ in range(4)
     ]
-    for thread in threads:
-        thread.start()
+    with transaction.atomic():
+        # all of them have read that it is due before one may count its attempt
+        Notice.objects.select_for_update().get()
+        for thread in threads:
+            thread.start()
+        wait_until(lambda: waiting_for_a_lock() == 4)
     for thread in threads:
         thread.join()
     assert len(there.got) == 1
     assert [notice.state for notice in Notice.objects.all()] == ["sent"]
+
+
+def waiting_for_a_lock() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("SELECT count(DISTINCT pid) FROM pg_locks WHERE NOT granted")
+        return int(cursor.fetchone()[0])
 
 
 KILLED = """
