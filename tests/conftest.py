@@ -16,6 +16,13 @@ if TYPE_CHECKING:
     from tests.world import World
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With -n, tests of one file stay together (they share what is costly to make), and so do all that bring a demo up."""
+    for item in items:
+        group = "demo" if item.get_closest_marker("demo") else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(scope="session")
 def django_db_setup(django_test_environment: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
     """The owner makes and migrates the test database; tests use it as the application's role, with just its rights."""
