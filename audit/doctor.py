@@ -81,7 +81,7 @@ def examine() -> Iterator[Finding]:
             yield _try(f"vault {vault.name}, revoking", partial(checks.check_responder, vault))
         yield _try(f"vault {vault.name}, auth mounts", partial(auth_mounts, vault))
     for database_ in Database.objects.filter(vault__retired=False).select_related("vault").order_by("id"):
-        yield _try(f"database {database_.path}", partial(checks.check_database, database_))
+        yield _try(f"database {database_.path}", partial(checks.check_database, database_, now=timezone.now()))
     for stream in Stream.objects.filter(retired=False).select_related("device__vault").order_by("id"):
         yield _try(f"stream {stream}", partial(readable, stream))
 

@@ -7,7 +7,7 @@ from functools import lru_cache
 from django.db.models import Exists, OuterRef, Q, QuerySet
 
 from audit.models import Device, Hash, Stream
-from leases import clients, databases
+from leases import clients
 from leases.models import Database, Lease, LeaseState
 from leases.vault import VaultClient, VaultDenied
 
@@ -15,12 +15,12 @@ from leases.vault import VaultClient, VaultDenied
 def unknown_names(database: Database) -> list[str]:
     """Dynamic users that `database` has now and that no lease bears yet; empty while no live lease waits for one.
 
-    Raises DatabaseError, NotConfigured or SecretUnavailable.
+    Raises SourceError.
     """
     waiting = Lease.objects.filter(vault=database.vault_id, database_user="").exclude(request_id="")
     if not waiting.exclude(state=LeaseState.ENDED).exists():
         return []
-    names = {user.name for user in databases.get(database.kind).dynamic_users(clients.monitor_dsn(database))}
+    names = {user.name for user in clients.ask_monitor(database, lambda kind, dsn: kind.dynamic_users(dsn))}
     known = Lease.objects.filter(vault=database.vault_id, database_user__in=names)
     return sorted(names - set(known.values_list("database_user", flat=True)))
 

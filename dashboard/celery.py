@@ -22,6 +22,7 @@ def _every(task: str, seconds: float) -> dict[str, object]:
 app.conf.beat_schedule = {
     "follow-streams": _every("audit.tasks.follow_streams", 1.0),
     "watch-clusters": _every("leases.tasks.watch_clusters", 1.0),
+    "sample-databases": _every("leases.tasks.sample_databases", 1.0),
     "look-up-due-leases": _every("leases.tasks.look_up_due_leases", 1.0),
     "match-database-users": _every("audit.tasks.match_database_users", 2.0),
     "attribute-open": _every("audit.tasks.attribute_open", 1.0),

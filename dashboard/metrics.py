@@ -90,6 +90,7 @@ class LedgerCollector(Collector):
             [([one.cluster.name], one.unwatched) for one in watched],
         )
         yield from _costs()
+        yield from _sampling()
         yield from _house(now=self.now)
         yield from _heads()
         yield from _notices()
@@ -158,6 +159,41 @@ def _costs() -> Iterator[Metric]:
         "Bytes of audit log that these caused, about",
         labels,
         [([v, k], size) for v, k, _, size in rows],
+    )
+
+
+def _sampling() -> Iterator[Metric]:
+    labels = ["vault", "mount", "database"]
+    rows = [([row.database.vault.name, row.database.mount, row.database.name], row) for row in queries.sampling_rows()]
+    yield _counter(
+        "leasehold_session_samples",
+        "Samples of the sessions on a database's server",
+        labels,
+        [(names, row.samples) for names, row in rows],
+    )
+    yield _counter(
+        "leasehold_session_sample_seconds",
+        "Time that these took on the server, by its own clock",
+        labels,
+        [(names, row.total_ms / 1000) for names, row in rows],
+    )
+    yield _gauge(
+        "leasehold_sessions_sampled",
+        "Sessions of dynamic users in the last sample, of the whole server",
+        labels,
+        [(names, row.sessions) for names, row in rows],
+    )
+    yield _gauge(
+        "leasehold_session_sample_interval_seconds",
+        "Time between two samples; it grows where one costs the server much",
+        labels,
+        [(names, row.interval_seconds) for names, row in rows],
+    )
+    yield _gauge(
+        "leasehold_session_sampled_timestamp_seconds",
+        "When the last sample was taken",
+        labels,
+        [(names, row.sampled_at.timestamp()) for names, row in rows if row.sampled_at],
     )
 
 

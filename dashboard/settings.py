@@ -179,11 +179,13 @@ CELERY_TASK_DEFAULT_QUEUE = "reports"
 CELERY_TASK_ROUTES = {
     "audit.tasks.follow_stream": {"queue": "ingest"},
     "leases.tasks.watch_cluster": {"queue": "watch"},
+    "leases.tasks.sample_database": {"queue": "watch"},
     "audit.tasks.attribute_open": {"queue": "watch"},
     "audit.tasks.match_database_users": {"queue": "watch"},
     "audit.tasks.explain_revocations": {"queue": "watch"},
     "audit.tasks.follow_streams": {"queue": "leases"},
     "leases.tasks.watch_clusters": {"queue": "leases"},
+    "leases.tasks.sample_databases": {"queue": "leases"},
     "leases.tasks.look_up_due_leases": {"queue": "leases"},
     "leases.tasks.reconcile_leases": {"queue": "leases"},
     "leases.tasks.check_vaults": {"queue": "leases"},

@@ -6,8 +6,8 @@ import secrets
 import shutil
 import signal
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -48,6 +48,8 @@ class Postgres:
     folder: Path
     port: int
     process: subprocess.Popen[bytes]
+    # beside _SETTINGS, and before them
+    settings: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def log(self) -> Path:
@@ -94,17 +96,18 @@ class Postgres:
     def restart(self) -> None:
         """Stop it if it runs, and start it again on the same port."""
         self.stop()
-        self.process = _run(self.folder, self.port)
+        self.process = _run(self.folder, self.port, self.settings)
 
 
-def start(folder: Path, *, port: int | None = None) -> Postgres:
+def start(folder: Path, *, port: int | None = None, settings: Mapping[str, str] | None = None) -> Postgres:
     """Start the server of `folder`, which is made on the first start; superuser `postgres`, random password."""
+    settings = settings or {}
     folder = folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / "passwords.json").exists():
         _initialise(folder)
     port = port or processes.free_port()
-    return Postgres(folder, port, _run(folder, port))
+    return Postgres(folder, port, _run(folder, port, settings), settings)
 
 
 def binary(name: str) -> Path:
@@ -146,10 +149,10 @@ def _initialise(folder: Path) -> None:
     _write_secret(folder / "passwords.json", json.dumps({"postgres": password}))
 
 
-def _run(folder: Path, port: int) -> subprocess.Popen[bytes]:
+def _run(folder: Path, port: int, changed: Mapping[str, str]) -> subprocess.Popen[bytes]:
     data, log = folder / "data", folder / "postgres.log"
     (data / "pg_hba.conf").write_text(_HBA)
-    settings = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
+    settings = [word for name, value in {**_SETTINGS, **changed}.items() for word in ("-c", f"{name}={value}")]
     process = processes.spawn(
         [binary("postgres"), "-D", data, "-p", str(port), *settings],
         log=log,

@@ -1,9 +1,11 @@
 """Is a source usable? Each check returns, or raises an error that names the cause and the fix. Workers and doctor share them."""
 
+from datetime import datetime
 from typing import Any
 from urllib.parse import urlsplit
 
-from leases import clients, databases, kube
+from leases import clients, kube, monitors, sessions
+from leases.databases import SessionsHidden
 from leases.errors import Doubt
 from leases.kube import Kind, KubeClient, KubeDenied
 from leases.models import Cluster, Database, Pod, Vault
@@ -31,7 +33,13 @@ def wanted_to_observe(vault: Vault) -> dict[str, list[str]]:
         wanted[f"{namespace}/sys/leases/lookup"] = ["update"]
         for mount in vault.lease_mounts:
             wanted[f"{namespace}/sys/leases/lookup/{mount}/creds/"] = ["list", "sudo"]
-    return wanted
+    return wanted | {path: ["read"] for path in monitoring_paths(vault)}
+
+
+def monitoring_paths(vault: Vault) -> list[str]:
+    """Where Vault itself has the monitoring accounts of its databases: what the observing account then reads."""
+    rows = Database.objects.filter(vault=vault).exclude(monitor=None).order_by("id")
+    return sorted({path for row in rows if (path := monitors.vault_path(row))})
 
 
 def needed_to_respond(vault: Vault) -> dict[str, list[str]]:
@@ -52,17 +60,22 @@ def check_vault(vault: Vault) -> Doubt | None:
     _check_capabilities(client, have, needed, policy="leasehold-observe")
     if standby is None and (missing := _missing(have, wanted)):
         path, capability = missing[0]
+        loss, first = _loss(path, monitoring=path in monitoring_paths(vault))
         return Doubt(
-            f"The account lacks the capability {capability} on {path} in Vault at {client.address}, so "
-            + (
-                "irrevocable leases are not listed"
-                if path == "sys/leases"
-                else "leases of that namespace have no times"
-            ),
-            _write_policy("leasehold-observe")
-            + ("" if path == "sys/leases" else " Repeat its lines for namespaces first."),
+            f"The account lacks the capability {capability} on {path} in Vault at {client.address}, so {loss}",
+            _write_policy("leasehold-observe") + first,
         )
     return standby
+
+
+def _loss(path: str, *, monitoring: bool) -> tuple[str, str]:
+    """What is lost without a capability that is wanted, and what to do to the policy before it is written."""
+    if monitoring:
+        rule = f'path "{path}" {{ capabilities = ["read"] }}'
+        return "the database behind it is not watched", f" Add the line for its monitoring account first: {rule}"
+    if path == "sys/leases":
+        return "irrevocable leases are not listed", ""
+    return "leases of that namespace have no times", " Repeat its lines for namespaces first."
 
 
 def active_node(vault: Vault) -> tuple[str, Doubt | None]:
@@ -184,6 +197,10 @@ def _check_rules(cluster: Cluster, client: KubeClient, kinds: list[Kind[Any]], *
         )
 
 
-def check_database(database: Database) -> None:
-    """The monitoring account can log in and read roles. Raises DatabaseError, NotConfigured or SecretUnavailable."""
-    databases.get(database.kind).check(clients.monitor_dsn(database))
+def check_database(database: Database, *, now: datetime) -> Doubt | None:
+    """The monitoring account can log in and read roles; what cannot be learned of sessions is returned. Raises SourceError."""
+    try:
+        clients.ask_monitor(database, lambda kind, dsn: kind.check(dsn))
+    except SessionsHidden as error:
+        return Doubt(error.cause, error.fix) if database.sample_seconds else None
+    return sessions.doubt(database, now=now) if database.sample_seconds else None

@@ -3,15 +3,19 @@
 import json
 from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
+from typing import TypeVar
 
 from django.utils import timezone
 
-from leases import meter, polls
+from leases import meter, monitors, polls
+from leases.databases import Kind
 from leases.errors import SourceError
 from leases.kube import KubeClient
 from leases.models import Cluster, Database, Vault
 from leases.references import SecretUnavailable, read_secret
 from leases.vault import LoginMethod, VaultClient
+
+Answer = TypeVar("Answer")
 
 
 class NotConfigured(SourceError):
@@ -87,14 +91,14 @@ def kube(cluster: Cluster) -> KubeClient:
     return KubeClient(cluster.address, read_token, ca_file=cluster.ca_file or None)
 
 
-def monitor_dsn(database: Database) -> str:
-    """The monitoring account's address; raises NotConfigured or SecretUnavailable."""
+def ask_monitor(database: Database, question: Callable[[Kind, str], Answer]) -> Answer:
+    """What `question(module of the database's kind, monitoring account's address)` returns. Raises SourceError."""
     if not database.monitor:
         raise NotConfigured(
             f"Database {database.name} has no monitoring account",
             "Add `monitor` to its [[databases]] entry in leasehold.toml and run `manage.py configure`.",
         )
-    return read_secret(database.monitor)
+    return monitors.ask(database, question, observer=lambda: observer(database.vault))
 
 
-__all__ = ["NotConfigured", "SecretUnavailable", "kube", "monitor_dsn", "observer", "observer_at", "responder"]
+__all__ = ["NotConfigured", "SecretUnavailable", "ask_monitor", "kube", "observer", "observer_at", "responder"]

@@ -86,12 +86,33 @@ class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True):
     fetchers: list[str] = []
 
 
+class MonitorConfig(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """An address by reference, or Vault's own credential for an address without user and password."""
+
+    env: str = ""
+    file: str = ""
+    static_role: str = ""
+    role: str = ""
+    address: str = ""
+    mount: str = ""
+
+    def __post_init__(self) -> None:
+        if [self.env, self.file, self.static_role, self.role].count("") != 3:
+            raise ValueError(
+                'a monitoring account is named by { file = "PATH" }, { env = "NAME" }, { static_role = "NAME", address = "…" } or '
+                '{ role = "NAME", address = "…" }'
+            )
+        from_vault = bool(self.static_role or self.role)
+        if from_vault != bool(self.address) or (self.mount and not from_vault):
+            raise ValueError("`address` goes with `static_role` or `role`, and `mount` with them alone")
+
+
 class DatabaseConfig(msgspec.Struct, forbid_unknown_fields=True):
     vault: str
     mount: str
     name: str
     kind: str
-    monitor: Reference | None = None
+    monitor: MonitorConfig | None = None
     max_lease_ttl_seconds: int | None = None
     sample_seconds: float = 5.0
     nat: list[str] = []
@@ -221,6 +242,7 @@ def problems(configuration: Configuration) -> list[str]:
         found
         + limit_problems(configuration)
         + session_problems(configuration.databases)
+        + monitor_problems(configuration.databases)
         + retention_problems(configuration.policies)
         + heads_problems(configuration)
         + notice_problems(configuration)
@@ -252,6 +274,26 @@ def session_problems(configured: list[DatabaseConfig]) -> list[str]:
             for place in places
             if not (name == "poolers" and place == "local") and not _is_network(place)
         ]
+    return found
+
+
+def monitor_problems(configured: list[DatabaseConfig]) -> list[str]:
+    """What is wrong with monitoring accounts that Vault has: their address, and names that would lead elsewhere in Vault."""
+    found = []
+    for database in configured:
+        monitor = database.monitor
+        if monitor is None or not monitor.address:
+            continue
+        what, parts = f"database {database.name}: monitor", urlsplit(monitor.address)
+        if not parts.scheme or not parts.hostname:
+            # not repeated: somebody may have written a password into it
+            found.append(f"{what}.address is none; write postgresql://HOST:5432/NAME")
+        elif parts.username is not None or "@" in parts.netloc:
+            found.append(f"{what}.address may not hold a user or a password: Vault gives both")
+        if not re.fullmatch(r"\w[\w.-]*", monitor.static_role or monitor.role):
+            found.append(f"{what} names the role {monitor.static_role or monitor.role!r}, which Vault cannot have")
+        if any(part in {"", ".", ".."} for part in monitor.mount.strip("/").split("/")) and monitor.mount:
+            found.append(f"{what}.mount is {monitor.mount!r}; write the path of a database mount")
     return found
 
 
@@ -475,5 +517,5 @@ def apply(configuration: Configuration) -> None:
     health.forget(SourceKind.DATABASE, [f"{d.vault}/{d.mount.strip('/')}/{d.name}" for d in configuration.databases])
 
 
-def _reference(reference: Reference | None) -> dict[str, str] | None:
+def _reference(reference: Reference | MonitorConfig | None) -> dict[str, str] | None:
     return msgspec.to_builtins(reference) if reference else None

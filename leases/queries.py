@@ -12,13 +12,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TypedDict
 
 from django.db import connection
-from django.db.models import Count, Max, Min, Q, QuerySet, Sum
+from django.db.models import Count, Max, Min, OuterRef, Q, QuerySet, Subquery, Sum
 from django.db.models.functions import Coalesce
 
 from leases import health, meter
 from leases.models import (
     Action,
     ActionStep,
+    AnsweringServer,
     ApiCost,
     AuthMount,
     Certainty,
@@ -29,6 +30,8 @@ from leases.models import (
     Pod,
     Revocation,
     RoleList,
+    SampledPeriod,
+    Sampling,
     ServiceAccount,
     SourceState,
     Vault,
@@ -155,6 +158,58 @@ def sources(*, now: datetime) -> list[Source]:
         + [(SourceKind.DATABASE, database_key(row)) for row in databases() if row.monitor]
     )
     return [source(kind, name, states.get((kind, name)), now=now, stale_after=stale_after) for kind, name in names]
+
+
+# --- how sessions are sampled -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Unseen:
+    """A server that answered here once and that nobody asks now: how its sessions ended, and when, is not known."""
+
+    where: str
+    seen_at: datetime
+    sessions: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """How a database's sessions are sampled. `known_from`: since when without a hole, up to `row.sampled_at`."""
+
+    row: Sampling
+    known_from: datetime | None
+    unseen: list[Unseen]
+
+    @property
+    def share(self) -> float:
+        """Of one core of the server, in percent."""
+        return self.row.took_ms / self.row.interval_seconds / 10
+
+
+def sampling_rows() -> QuerySet[Sampling]:
+    """Of each database that is sampled and was so at least once, with its vault."""
+    rows = (
+        Sampling.objects.exclude(sampled_at=None).exclude(database__monitor=None).filter(database__sample_seconds__gt=0)
+    )
+    rows = rows.filter(database__vault__retired=False).select_related("database__vault")
+    return rows.order_by("database__vault__name", "database__mount", "database__name", "id")
+
+
+def samplings() -> dict[int, Sampled]:
+    """Database id -> its sampling, where it was sampled. In two queries."""
+    latest = SampledPeriod.objects.filter(database=OuterRef("database"), logged=False).order_by("-to_at", "-id")
+    rows = sampling_rows().annotate(known_from=Subquery(latest.values("from_at")[:1]))
+    answered = (
+        AnsweringServer.objects.filter(server__sampling=None)
+        .order_by("server__sampled_at", "id")
+        .values_list("database", "server__identity", "server__sampled_at")
+        .annotate(n=Count("server__sessions", filter=Q(server__sessions__ended_at=None)))
+        .filter(n__gt=0)
+    )
+    unseen: dict[int, list[Unseen]] = {}
+    for database, identity, seen_at, n in answered:
+        unseen.setdefault(database, []).append(Unseen(identity.rpartition(" ")[2], seen_at, n))
+    return {row.database_id: Sampled(row, row.known_from, unseen.get(row.database_id, [])) for row in rows}
 
 
 # --- what watching costs -----------------------------------------------------------------------------------------

@@ -10,8 +10,8 @@ from django.db import IntegrityError, transaction
 from django.db.models import Q
 from django.utils import timezone
 
-from leases import clients, databases, lookups
-from leases.databases import DatabaseError
+from leases import clients, lookups
+from leases.errors import SourceError
 from leases.models import Action, ActionStep, EndReason, Lease, LeaseState, Revocation
 from leases.models.actions import OPEN_REVOCATION_STATES, TRANSITIONS, Outcome, RevocationState
 from leases.vault import RevocationFailed, VaultError
@@ -242,11 +242,10 @@ def user_gone(lease: Lease) -> tuple[Outcome, str]:
         )
     if lease.database is None:
         return Outcome.UNVERIFIED, f"The database of {lease.database_user} is not known, so it was not checked."
+    name = lease.database_user
     try:
-        exists = databases.get(lease.database.kind).user_exists(
-            clients.monitor_dsn(lease.database), lease.database_user
-        )
-    except (DatabaseError, clients.NotConfigured, clients.SecretUnavailable) as error:
+        exists = clients.ask_monitor(lease.database, lambda kind, dsn: kind.user_exists(dsn, name))
+    except SourceError as error:
         return Outcome.UNVERIFIED, f"{error.cause}. {error.fix}"
     if exists:
         return (

@@ -6,7 +6,9 @@ import time
 from celery import shared_task
 from django.utils import timezone
 
-from leases import checks, health, lists, lookups, meter, revoke, watch
+from leases import checks, health, lists, lookups, meter, revoke, sessions, watch
+from leases.databases import SessionsHidden
+from leases.errors import Doubt
 from leases.models import Cluster, Database, Vault
 from leases.models.sources import SourceKind
 from leases.turns import turn
@@ -86,8 +88,34 @@ def check_vaults() -> None:
                 health.report_ok(SourceKind.VAULT, vault.name, now=timezone.now(), doubt=doubt)
     for database in Database.objects.exclude(monitor=None).select_related("vault").order_by("id"):
         if health.may_ask(SourceKind.DATABASE, database.path, now=timezone.now()):
-            with health.asking(SourceKind.DATABASE, database.path):
-                checks.check_database(database)
+            with health.asking(SourceKind.DATABASE, database.path, vouches=False):
+                doubt = checks.check_database(database, now=timezone.now())
+                health.report_ok(SourceKind.DATABASE, database.path, now=timezone.now(), doubt=doubt)
+
+
+@shared_task
+def sample_databases() -> None:
+    """Starts a sample of each database whose time has come."""
+    now = timezone.now()
+    for database in sessions.due(now=now):
+        if health.may_ask(SourceKind.DATABASE, database.path, now=now):
+            sample_database.apply_async((database.pk,), expires=3)
+
+
+@shared_task(soft_time_limit=20, time_limit=25)
+def sample_database(database_id: int) -> None:
+    """One sample; what a database hides is a doubt about it, since its users are checked all the same."""
+    with turn("sample", database_id) as mine:
+        now = timezone.now()
+        # another worker may have taken it meanwhile
+        for database in sessions.due(now=now, only=database_id) if mine else []:
+            with health.asking(SourceKind.DATABASE, database.path, vouches=False):
+                try:
+                    sessions.sample_database(database, now=now)
+                    doubt = sessions.doubt(database, now=timezone.now())
+                except SessionsHidden as error:
+                    doubt = Doubt(error.cause, error.fix)
+                health.report_ok(SourceKind.DATABASE, database.path, now=timezone.now(), doubt=doubt)
 
 
 @shared_task

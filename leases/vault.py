@@ -48,6 +48,7 @@ CONNECTIONS = 8
 
 __all__ = [
     "CONNECTIONS",
+    "Credential",
     "DatabaseConnection",
     "DatabaseRole",
     "Health",
@@ -140,6 +141,15 @@ class DatabaseRole:
     max_ttl_seconds: int
 
 
+@dataclass(frozen=True, slots=True)
+class Credential:
+    """A database account. `seconds`: how long it is good; of a static role until its password is rotated."""
+
+    username: str
+    password: str = field(repr=False)
+    seconds: int
+
+
 # What is read of Vault's answers; anything else in them is ignored.
 
 
@@ -155,6 +165,7 @@ class _Envelope(msgspec.Struct):
     request_id: str = ""
     data: msgspec.Raw = msgspec.Raw(b"null")
     auth: _Auth | None = None
+    lease_duration: int = 0
 
 
 class _Health(msgspec.Struct):
@@ -219,6 +230,13 @@ class _Role(msgspec.Struct):
     db_name: str
     default_ttl: int = 0
     max_ttl: int = 0
+
+
+class _Credential(msgspec.Struct):
+    username: str
+    password: str
+    # of a static role
+    ttl: int = 0
 
 
 _Read = TypeVar("_Read")
@@ -482,6 +500,16 @@ class VaultClient:
             role = self._decode(data, _Role)
             roles.append(DatabaseRole(name, role.db_name, role.default_ttl, role.max_ttl))
         return roles
+
+    def database_credential(self, path: str) -> Credential:
+        """This account's own credential for a database: MOUNT/static-creds/NAME, or MOUNT/creds/ROLE, which makes a user and a lease.
+
+        https://developer.hashicorp.com/vault/api-docs/secret/databases#get-static-credentials and …#generate-credentials
+        """
+        path = _path(path)
+        envelope = self._envelope(self._answer("get", path, needs=["read"]), path)
+        found = self._decode(bytes(envelope.data), _Credential)
+        return Credential(found.username, found.password, envelope.lease_duration or found.ttl)
 
     def close(self) -> None:
         """Close the connections. The token is left to expire."""

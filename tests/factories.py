@@ -45,6 +45,7 @@ from leases.models import (
     LeaseState,
     Login,
     Revocation,
+    Sampling,
     SourceState,
     Vault,
 )
@@ -96,6 +97,16 @@ def cost(kind: str = "lookup", **fields: Any) -> ApiCost:
         vault=vault(), kind=kind, hour=hour(timezone.now()), defaults=defaults | fields
     )
     return row
+
+
+def sampling(row: Database, **fields: Any) -> Sampling:
+    """Its sessions are sampled since some minutes, the last time a second ago."""
+    now = timezone.now()
+    defaults = {"due_at": now, "interval_seconds": 5, "samples": 40, "sessions": 3, "took_ms": 4.2, "total_ms": 170}
+    found, _ = Sampling.objects.update_or_create(
+        database=row, defaults={**defaults, "sampled_at": now - timedelta(seconds=1), **fields}
+    )
+    return found
 
 
 def coverage(stream: Stream, *, hours_ago: int = 0, **counts: Any) -> Coverage:

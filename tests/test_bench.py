@@ -13,7 +13,7 @@ from audit.lines import Half, read
 from audit.models import Kind
 from audit.secrets import suspects
 from demo.postgres import Postgres
-from tests.bench import database, decode, product, reads
+from tests.bench import database, decode, product, reads, sessions
 from tests.bench.figures import Figure, Void, verdict
 from tests.bench.log import Log, write
 from tests.bench.server_copy import SCHEMA, server_copy
@@ -185,3 +185,11 @@ def test_a_bound_that_is_missed_falls_short() -> None:
     assert verdict(Figure("ratio", 0.4, at_least=0.4)).endswith("holds")
     assert verdict(Figure("bytes", 500, at_most=500)).endswith("holds")
     assert verdict(Figure("lines/s", 1_234_567)).endswith("1,234,567")
+
+
+@pytest.mark.django_db
+def test_the_sample_of_real_sessions_is_held_against_a_reference_and_a_bound() -> None:
+    figures = {figure.name: figure for figure in sessions.measure(sessions=24)}
+    sample = figures["one sample of 24 sessions, ms on the server"]
+    assert sample.at_most == sessions.BOUND
+    assert 0 < figures["SELECT count(*) FROM pg_stat_activity, ms on the server"].value < sample.value

@@ -221,6 +221,7 @@ def test_every_metric_stands_in_the_docs_and_none_that_is_not_there(client: Clie
     Look.objects.create(pk=1, at=timezone.now(), seconds=0.3)
     HeadsDocument.objects.create(number=1, at=timezone.now(), delivered_at=timezone.now())
     WatchPeriod.objects.create(cluster=factories.cluster(), from_at=timezone.now(), to_at=timezone.now())
+    factories.sampling(factories.database())
     told = {name for name, _ in samples(client.get("/metrics"))}
     table = (Path(__file__).resolve().parent.parent / "docs/install.md").read_text()
     assert set(re.findall(r"^\| `(leasehold_\w+)` \|", table, re.M)) == told

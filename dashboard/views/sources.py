@@ -24,7 +24,7 @@ def index(request: PageRequest) -> HttpResponse:
         return HttpResponse(status=204)
     status = {(source.kind, source.name): source for source in queries.sources(now=now)}
     streams = audit.queries.stream_statuses(now=now)
-    costs, put_off = queries.costs(now=now), queries.put_off_lists()
+    costs, put_off, samplings = queries.costs(now=now), queries.put_off_lists(), queries.samplings()
     days = audit.queries.last_day([item.stream for item in streams], now=now)
     context = {
         "now": now,
@@ -34,7 +34,10 @@ def index(request: PageRequest) -> HttpResponse:
         ],
         "clusters": [(row, status["cluster", row.name]) for row in queries.clusters()],
         "auth_mounts": queries.auth_mounts(),
-        "databases": [(row, status.get(("database", queries.database_key(row)))) for row in queries.databases()],
+        "databases": [
+            (row, status.get(("database", queries.database_key(row))), samplings.get(row.pk))
+            for row in queries.databases()
+        ],
         "streams": [(item, days[item.stream.pk]) for item in streams],
     }
     return render(request, "sources/_state.html" if request.htmx else "sources/page.html", context)

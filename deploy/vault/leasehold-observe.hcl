@@ -1,5 +1,5 @@
 # Policy of the account that observes: what is live and how it is configured. It can neither read a credential nor end
-# a lease. Where leases of other mounts are watched (`lease_mounts` in leasehold.toml), repeat the lines that name
+# a lease, but for those that you let it: monitoring accounts. Where leases of other mounts are watched (`lease_mounts` in leasehold.toml), repeat the lines that name
 # `database` for each of them.
 
 # Times of one lease. Names the exact path, since a glob would be shadowed by the `default` policy's own entry for it.
@@ -55,6 +55,12 @@ path "database/roles" {
 path "database/roles/+" {
   capabilities = ["read"]
 }
+
+# Where Vault has the password of a monitoring account (`monitor = { static_role = … }` in leasehold.toml): that credential and no
+# other. A dynamic role (`monitor = { role = … }`) needs `creds` instead of `static-creds`.
+# path "database/static-creds/leasehold-monitor" {
+#   capabilities = ["read"]
+# }
 
 # The account's own token: how long it lives, living longer, and what `manage.py doctor` says that it may do. The
 # `default` policy grants the same; named here so that the account works without it.

@@ -27,6 +27,10 @@ class DatabaseDenied(DatabaseError):
     """The server refused the log-in, or the account may not read what is asked."""
 
 
+class SessionsHidden(DatabaseDenied):
+    """The account logs in and sees users, but not other users' sessions."""
+
+
 class UnknownKind(DatabaseError):
     """No module here speaks to this kind of database."""
 
@@ -42,11 +46,16 @@ class DatabaseUser:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """A database server. `identity` stays over restarts and differs between servers behind one address."""
+    """A database server. `identity` stays over restarts and differs between servers behind one address.
+
+    `data`: what the identities of all that serve a copy of the same data begin with, where the server has a number for that. Two of
+    them with the very same start are one server that answers at two addresses.
+    """
 
     identity: str
     started_at: datetime | None
     version: str = ""
+    data: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,26 +80,33 @@ class SeenSession:
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What one query says of a server at one moment: `at` and `took_ms` are by its own clock. `users`: None if not asked for."""
+    """What one query says of a server at one moment: `at` and `took_ms` are by its own clock. `users`: None if not asked for.
+
+    Beside users named v-… there may be others that have an end and so may be Vault's. `database` is the monitoring account's own one.
+    """
 
     server: Server
     at: datetime
     took_ms: float
     sessions: tuple[SeenSession, ...]
     users: tuple[DatabaseUser, ...] | None = None
+    database: str = ""
 
 
 class Kind(Protocol):
     """What each module of this package offers. `dsn` is the monitoring account's address; each raises DatabaseError."""
 
     def check(self, dsn: str) -> None:
-        """Return if the account can log in and read what the others need."""
+        """Return if the account can log in and read what the others need; SessionsHidden if sample() alone cannot."""
 
     def dynamic_users(self, dsn: str) -> list[DatabaseUser]:
         """The users that Vault made (named v-…), by name."""
 
     def sample(self, dsn: str, *, with_users: bool) -> Sample:
-        """Sessions of dynamic users on the whole server, whichever database they are in, by one query. Own ones are left out."""
+        """Sessions of dynamic users on the whole server, whichever database they are in, by one query. Own ones are left out.
+
+        Raises SessionsHidden where the account may not see them, rather than say that there are none.
+        """
 
     def user_exists(self, dsn: str, name: str) -> bool:
         """Whether the server still has the user."""

@@ -1,4 +1,4 @@
-"""The boundary to PostgreSQL servers that dynamic users live on: reads roles through psycopg, changes nothing.
+"""The boundary to PostgreSQL servers that dynamic users live on: reads roles and sessions through psycopg, changes nothing.
 
 Each call opens a short read-only session of its own, so a monitoring account never holds one open.
 """
@@ -6,12 +6,23 @@ Each call opens a short read-only session of its own, so a monitoring account ne
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from typing import Annotated, LiteralString
 
+import msgspec
 import psycopg
 from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from leases.databases import DatabaseDenied, DatabaseError, DatabaseUnreachable, DatabaseUser
+from leases.databases import (
+    DatabaseDenied,
+    DatabaseError,
+    DatabaseUnreachable,
+    DatabaseUser,
+    Sample,
+    SeenSession,
+    Server,
+    SessionsHidden,
+)
 
 CONNECT_TIMEOUT_SECONDS = 3
 STATEMENT_TIMEOUT_SECONDS = 5
@@ -20,9 +31,14 @@ _REFUSALS = ("authentication failed", "no pg_hba.conf entry", "does not exist", 
 
 
 def check(dsn: str) -> None:
-    """Return if the account can log in and read the roles."""
+    """Return if the account can log in, read the roles and see others' sessions; raises SessionsHidden for the last alone."""
     with _session(dsn) as session:
-        session.execute("SELECT 1 FROM pg_catalog.pg_roles LIMIT 1")
+        row = session.execute(
+            "SELECT pg_has_role('pg_read_all_stats', 'USAGE') FROM pg_catalog.pg_roles LIMIT 1"
+        ).fetchone()
+        account = session.info.user
+    if not (row and row[0]):
+        raise _sessions_hidden(_where(dsn), account)
 
 
 def dynamic_users(dsn: str) -> list[DatabaseUser]:
@@ -46,28 +62,128 @@ def user_exists(dsn: str, name: str) -> bool:
     return bool(row and row[0])
 
 
-# whole server: a stolen credential may be used on any of its databases
-_SAMPLE = """
+def sample(dsn: str, *, with_users: bool) -> Sample:
+    """Sessions of users that Vault may have made, and of dropped ones, in all databases of the server. One query.
+
+    https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW
+    """
+    with _session(dsn) as session:
+        cursor = session.execute(_SAMPLE_WITH_USERS if with_users else _SAMPLE)
+        text = cursor.pgresult.get_value(0, 0) if cursor.pgresult else None
+        account = session.info.user
+    try:
+        # names that are not in UTF-8 come only from databases without an encoding
+        told = msgspec.json.decode((text or b"").decode(errors="replace"), type=_Told)
+    except msgspec.DecodeError as error:
+        # the decoder's text names fields and types, never values
+        raise DatabaseError(
+            f"{_where(dsn)} answers what is no sample of sessions ({str(error)[:100]})",
+            "Check that PostgreSQL itself answers there, version 13 or newer.",
+        ) from error
+    if not told.sees_all:
+        raise _sessions_hidden(_where(dsn), account)
+    data = f"postgresql {told.system} "
+    address = f"{told.address or 'local socket'}:{told.port}" if told.port else "local socket"
+    return Sample(
+        server=Server(data + address, told.started_at.astimezone(UTC), told.version, data),
+        at=told.at.astimezone(UTC),
+        took_ms=told.took_ms,
+        sessions=tuple(_seen(row) for row in told.sessions),
+        users=None
+        if told.users is None
+        else tuple(DatabaseUser(u.name, u.oid, _utc(u.valid_until)) for u in told.users),
+        database=told.database,
+    )
+
+
+# What is read of the answer, in its order.
+
+_Time = Annotated[datetime, msgspec.Meta(tz=True)]
+
+
+class _Row(msgspec.Struct, array_like=True):
+    key: str
+    pid: int
+    started_at: _Time
+    user: str
+    user_oid: int
+    database: str
+    # of a local socket: none, and port -1
+    address: str | None
+    port: int | None
+    application: str
+    state: str
+
+
+class _User(msgspec.Struct, array_like=True):
+    name: str
+    oid: int
+    valid_until: _Time | None
+
+
+class _Told(msgspec.Struct):
+    system: str
+    sees_all: bool
+    address: str | None
+    port: int | None
+    started_at: _Time
+    version: str
+    database: str
+    sessions: list[_Row]
+    users: list[_User] | None
+    at: _Time
+    took_ms: float
+
+
+def _seen(row: _Row) -> SeenSession:
+    return SeenSession(
+        key=row.key,
+        pid=row.pid,
+        started_at=row.started_at.astimezone(UTC),
+        user=row.user,
+        user_oid=row.user_oid,
+        database=row.database,
+        address=row.address or "",
+        port=row.port if row.port and row.port > 0 else None,
+        application=row.application,
+        state=row.state,
+    )
+
+
+# named as Vault's default template does; or by another one: then it is no superuser and has an end, as Vault's users have
+_PERHAPS_VAULTS: LiteralString = "(r.rolname LIKE 'v-%' OR NOT r.rolsuper AND isfinite(r.rolvaliduntil))"
+# Of the whole server: a stolen credential may be used on any of its databases. Parts are evaluated in their order, so that `at` and
+# `took_ms` come last. `key` is the session id of %c in log_line_prefix, of jsonlog and csvlog. Sent without parameters, as a simple
+# query, whose statement_timestamp() is taken before it is parsed and planned. An account without the right to see others' sessions
+# gets rows without backend_type, so that there would be none.
+_SAMPLES: LiteralString = """
     WITH seen AS (
       SELECT to_hex(floor(extract(epoch FROM a.backend_start))::bigint) || '.' || to_hex(a.pid) AS key, a.pid,
              a.backend_start, coalesce(r.rolname, '') AS usename, a.usesysid, coalesce(a.datname, '') AS datname,
              a.client_addr, a.client_port, coalesce(a.application_name, '') AS application_name, coalesce(a.state, '') AS state
       FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid = a.usesysid
-      WHERE a.backend_type = 'client backend' AND a.pid <> pg_backend_pid() AND (r.rolname LIKE 'v-%%' OR r.oid IS NULL)
+      WHERE a.backend_type = 'client backend' AND a.usesysid IS NOT NULL AND a.pid <> pg_backend_pid()
+        AND a.usesysid IS DISTINCT FROM (SELECT oid FROM pg_roles WHERE rolname = session_user) AND (r.oid IS NULL OR {perhaps})
     )
     SELECT json_build_object(
       'system', (SELECT system_identifier::text FROM pg_control_system()),
-      'address', inet_server_addr(), 'port', inet_server_port(), 'started_at', pg_postmaster_start_time(),
-      'version', current_setting('server_version'),
+      'sees_all', pg_has_role('pg_read_all_stats', 'USAGE'),
+      'address', host(inet_server_addr()), 'port', inet_server_port(), 'started_at', pg_postmaster_start_time(),
+      'version', current_setting('server_version'), 'database', current_database(),
       'sessions', coalesce((SELECT json_agg(json_build_array(
           key, pid, backend_start, usename, usesysid::bigint, datname, host(client_addr), client_port, application_name, state)
         ) FROM seen), '[]'),
-      'users', CASE WHEN %(with_users)s THEN coalesce((SELECT json_agg(json_build_array(
-          rolname, oid::bigint, CASE WHEN isfinite(rolvaliduntil) THEN rolvaliduntil END)
-        ) FROM pg_roles WHERE rolname LIKE 'v-%%'), '[]') END,
+      'users', {users},
       'at', clock_timestamp(), 'took_ms', extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000
     )::text
 """
+_USERS: LiteralString = """
+    coalesce((SELECT json_agg(json_build_array(
+      r.rolname, r.oid::bigint, CASE WHEN isfinite(r.rolvaliduntil) THEN r.rolvaliduntil END)
+    ) FROM pg_roles r WHERE {perhaps} AND r.rolname <> session_user), '[]')
+"""
+_SAMPLE = _SAMPLES.format(perhaps=_PERHAPS_VAULTS, users="NULL")
+_SAMPLE_WITH_USERS = _SAMPLES.format(perhaps=_PERHAPS_VAULTS, users=_USERS.format(perhaps=_PERHAPS_VAULTS))
 
 
 @contextmanager
@@ -88,8 +204,8 @@ def _session(dsn: str) -> Iterator[psycopg.Connection]:
             yield session
     except errors.InsufficientPrivilege as error:
         raise DatabaseDenied(
-            f"The monitoring account of {server} may not read its roles",
-            "Grant it SELECT on pg_catalog.pg_roles, which every role has unless it was taken away.",
+            f"The monitoring account of {server} may not do what every role may: {error.diag.message_primary}",
+            "Give it back what was taken from PUBLIC: SELECT on pg_roles and pg_stat_activity, EXECUTE on pg_control_system().",
         ) from error
     except errors.QueryCanceled as error:
         raise DatabaseUnreachable(
@@ -102,6 +218,14 @@ def _session(dsn: str) -> Iterator[psycopg.Connection]:
         raise DatabaseError(
             f"{server} refuses the question ({type(error).__name__})", "Look into the server's log."
         ) from error
+
+
+def _sessions_hidden(server: str, account: str) -> SessionsHidden:
+    """https://www.postgresql.org/docs/current/predefined-roles.html"""
+    return SessionsHidden(
+        f"The monitoring account {account} of {server} may not see other users' sessions, so nobody can say which are there",
+        f'Grant it that as a superuser: GRANT pg_monitor TO "{account.replace(chr(34), chr(34) * 2)}".',
+    )
 
 
 def _refused(server: str, text: str) -> DatabaseError:

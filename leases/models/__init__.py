@@ -15,8 +15,10 @@ from leases.models.pods import (
 )
 from leases.models.polls import OwnRequest
 from leases.models.sessions import (
+    AnsweringServer,
     DatabaseServer,
     DynamicUser,
+    MonitorUser,
     SampledPeriod,
     Sampling,
     Session,
@@ -26,6 +28,7 @@ from leases.models.sources import AuthMount, Cluster, Database, DatabaseRole, Po
 __all__ = [
     "Action",
     "ActionStep",
+    "AnsweringServer",
     "ApiCost",
     "AuthMount",
     "Certainty",
@@ -38,6 +41,7 @@ __all__ = [
     "Lease",
     "LeaseState",
     "Login",
+    "MonitorUser",
     "OwnRequest",
     "Pod",
     "PodAddress",

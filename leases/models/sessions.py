@@ -130,8 +130,9 @@ class Session(models.Model):
             models.Index(F("database"), F("started_at").desc(), F("id").desc(), name="session_of_database"),
             # exports of a period
             models.Index(fields=["started_at", "id"], name="session_started"),
-            # what a sample may show to have ended
-            models.Index(fields=["server", "last_seen_at"], name="session_open", condition=Q(ended_at=None)),
+            # what a sample may show to have ended. Without a time: each sample moves those of all open sessions, and what no index
+            # holds is moved cheaply
+            models.Index(fields=["server"], name="session_open", condition=Q(ended_at=None)),
             # what has no lease yet
             models.Index(fields=["database_user"], name="session_untied", condition=Q(lease=None)),
             # what has not been judged yet
@@ -162,9 +163,46 @@ class Sampling(models.Model):
     # milliseconds on the server's side: of the last sample, and of all of them
     took_ms = models.FloatField(default=0)
     total_ms = models.FloatField(default=0)
+    # of the server's databases the one that its monitoring account is in
+    database_name = models.TextField(blank=True, default="", db_default="")
+    # how far the server's clock is ahead of this product's; negative: behind
+    clock_ahead_seconds = models.FloatField(default=0, db_default=0)
 
     def __str__(self) -> str:
         return f"sampling of {self.database}"
+
+
+class AnsweringServer(models.Model):
+    """A server that answered at a database's address, from its first to its last answer there without a long pause."""
+
+    database = models.ForeignKey(Database, models.CASCADE, related_name="answering_servers", db_index=False)
+    server = models.ForeignKey(DatabaseServer, models.CASCADE, related_name="answers_for")
+    # by this product's clock
+    first_at = models.DateTimeField()
+    last_at = models.DateTimeField()
+
+    class Meta:
+        # sessions.servers_in_turn()
+        constraints = [models.UniqueConstraint(fields=["database", "server"], name="a_server_answers_as_one_row")]
+
+    def __str__(self) -> str:
+        return f"{self.server_id} for {self.database_id}"
+
+
+class MonitorUser(models.Model):
+    """A dynamic user that Vault made for this product to monitor with. Its sessions are nobody's use of a credential."""
+
+    database = models.ForeignKey(Database, models.CASCADE, related_name="monitor_users", db_index=False)
+    name = models.TextField()
+    read_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [models.UniqueConstraint(fields=["database", "name"], name="monitor_user_is_there_once")]
+        # sessions.take_sample()
+        indexes = [models.Index(fields=["name"], name="monitor_user_by_name")]
+
+    def __str__(self) -> str:
+        return self.name
 
 
 class SampledPeriod(models.Model):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from demo.postgres import Postgres
 from tests.bench import database, memory, page_reads, product, reads, scale, stored
+from tests.bench import sessions as many_sessions
 from tests.bench.bulk_create import bulk_create
 from tests.bench.decode import decode_alone
 from tests.bench.figures import Figure, number, progress, show
@@ -154,3 +155,9 @@ def pages(postgres: Postgres, *, leases: int, events: list[int], keep: list[str]
         database.vacuum(postgres)
         measured.append(page_reads.measure(ground, times=PAGES))
     print(page_reads.table(measured[0], measured[-1], sizes=(events[0], events[-1])), flush=True)
+
+
+def sessions(postgres: Postgres, *, keep: list[str]) -> None:
+    """One sample of many real sessions, on a server of their own."""
+    database.empty(postgres, keep=keep)
+    show(many_sessions.measure())
