@@ -27,6 +27,7 @@ from leases.models import (
     Policy,
     SampledPeriod,
     Sampling,
+    Session,
 )
 
 # sampling may take this share of one core of the server
@@ -53,14 +54,14 @@ TAKE_SESSIONS = """
     )
     SELECT
         %(server)s, seen.key, seen.database_id, seen.database,
-        coalesce(nullif(seen.user, ''), known.name, ''), seen.user_oid, CASE WHEN seen.user = '' THEN %(at)s END,
+        coalesce(nullif(seen.user, ''), known.name, ''), seen.user_oid, CASE WHEN seen.user_is_gone OR seen.user = '' THEN %(at)s END,
         seen.pid, coalesce(seen.started_at, %(at)s), seen.started_at IS NOT NULL,
         seen.address, seen.port, seen.application, seen.state, true, false, %(at)s, %(at)s,
         -- a newer sample, which came first, did not show it
         CASE WHEN %(newest)s::timestamptz > %(at)s THEN %(newest)s::timestamptz END, CASE WHEN %(newest)s::timestamptz > %(at)s THEN 'no longer seen' ELSE '' END, '', ''
     FROM json_to_recordset(%(rows)s) AS seen (
         key text, pid bigint, started_at timestamptz, "user" text, user_oid bigint, database text, address text, port integer,
-        application text, state text, database_id bigint
+        application text, state text, user_is_gone boolean, database_id bigint
     )
     LEFT JOIN LATERAL (
         SELECT name FROM leases_dynamicuser u
@@ -258,11 +259,11 @@ def _session_rows(seen: Collection[SeenSession], database: Database, server: Dat
 
 
 def _user_rows(seen: Collection[SeenSession], users: Collection[DatabaseUser] | None) -> list[dict[str, Any]]:
-    """One row for each user. A session names its user before the next list does, which may come too late to see it."""
+    """One row for each user. A session names its user before the next list does, which may come too late to see it; unless it was dropped."""
     rows = {
         session.user: {"name": session.user, "oid": session.user_oid, "valid_until": None}
         for session in seen
-        if session.user
+        if session.user and not session.user_is_gone
     }
     rows |= {user.name: _fields(user) for user in users or ()}
     return [rows[name] for name in sorted(rows)]
@@ -344,7 +345,21 @@ def doubt(database: Database, *, now: datetime) -> Doubt | None:
             "be compared with pods to the second",
             "Set the clocks of both (NTP), or clock_skew_seconds in leasehold.toml if that is as it should be.",
         )
+    if sampling and (named := _without_address(sampling)):
+        return Doubt(
+            f"{database.name}'s server tells the host name of a client instead of its address, as {named!r}, so from where such "
+            "sessions came cannot be judged",
+            "Set skip_name_resolve=ON in the configuration of MariaDB or MySQL and restart it; its accounts must then be bound to "
+            "addresses or '%', not to names (docs/databases.md).",
+        )
     return None
+
+
+def _without_address(sampling: Sampling) -> str:
+    """What the server tells instead of an address of a session that is open; empty where there is none such."""
+    open_now = Session.objects.filter(server=sampling.server, ended_at=None).exclude(address="")
+    named = open_now.exclude(address__regex=r"^\d+(\.\d+){3}$|:").order_by("id")
+    return named.values_list("address", flat=True).first() or ""
 
 
 def servers_in_turn(database: Database, *, now: datetime) -> list[DatabaseServer]:

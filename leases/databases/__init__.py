@@ -12,7 +12,11 @@ from typing import Protocol
 from leases.errors import SourceError
 
 # the words of [[databases]] kind, and the module that speaks to it
-_MODULES = {"postgresql": "leases.databases.postgresql"}
+_MODULES = {
+    "postgresql": "leases.databases.postgresql",
+    "mariadb": "leases.databases.mariadb",
+    "mysql": "leases.databases.mariadb",
+}
 
 
 class DatabaseError(SourceError):
@@ -60,10 +64,11 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class SeenSession:
-    """A connection of a dynamic user, or of one that is dropped (`user` is empty then, `user_oid` is what is left of it).
+    """A connection of a dynamic user, or of one that is dropped: `user_is_gone`; `user` is empty then where the server forgets the name.
 
     `key` names it on its server for ever: process ids come back. `started_at` (UTC) is None where the server does not say.
-    `address` is empty for a local socket.
+    `user_oid` is the server's own number for the user, if it has one: it may be all that is left of a dropped one. `address` is empty for
+    a local socket, and no address but a host name where the server tells only that.
     """
 
     key: str
@@ -76,6 +81,7 @@ class SeenSession:
     port: int | None
     application: str
     state: str
+    user_is_gone: bool = False
 
 
 @dataclass(frozen=True, slots=True)

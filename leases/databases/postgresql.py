@@ -147,6 +147,8 @@ def _seen(row: _Row) -> SeenSession:
         port=row.port if row.port and row.port > 0 else None,
         application=row.application,
         state=row.state,
+        # its name went with it
+        user_is_gone=not row.user,
     )
 
 

@@ -1,7 +1,6 @@
-"""What leases/databases/postgresql.py relies on, held against a real PostgreSQL."""
+"""What leases/databases/postgresql.py relies on beyond the contract of all kinds, held against a real PostgreSQL."""
 
 import json
-import logging
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -12,14 +11,11 @@ import pytest
 from demo import postgres as postgres_server
 from demo import processes
 from demo.postgres import Postgres
-from leases import databases
 from leases.databases import (
     DatabaseDenied,
-    DatabaseError,
     DatabaseUnreachable,
     SeenSession,
     SessionsHidden,
-    UnknownKind,
     postgresql,
 )
 
@@ -76,15 +72,6 @@ def test_an_account_that_may_only_log_in_sees_dynamic_users(monitor: str, admin:
     assert "contract_monitor" not in users
 
 
-def test_a_user_exists_until_it_is_dropped(monitor: str, admin: psycopg.Connection) -> None:
-    assert not postgresql.user_exists(monitor, _NAME)
-    admin.execute(f'CREATE ROLE "{_NAME}" LOGIN')
-    assert postgresql.user_exists(monitor, _NAME)
-    assert not postgresql.user_exists(monitor, _NAME.lower())
-    admin.execute(f'DROP ROLE "{_NAME}"')
-    assert not postgresql.user_exists(monitor, _NAME)
-
-
 def test_a_session_is_read_only_limited_in_time_and_named(postgres: Postgres) -> None:
     with postgresql._session(postgres.dsn()) as session:
         found = session.execute(
@@ -94,16 +81,6 @@ def test_a_session_is_read_only_limited_in_time_and_named(postgres: Postgres) ->
         with pytest.raises(psycopg.errors.ReadOnlySqlTransaction):
             session.execute("CREATE TABLE never (id int)")
     assert found == ("leasehold", "5s", "on")
-
-
-def test_a_wrong_password_is_denied_and_not_repeated(monitor: str, caplog: pytest.LogCaptureFixture) -> None:
-    caplog.set_level(logging.DEBUG)
-    wrong = monitor.replace(monitor.split(":")[2].split("@")[0], "surely-not-this-one")
-    with pytest.raises(DatabaseDenied) as caught:
-        postgresql.check(wrong)
-    assert "contract_monitor" in caught.value.cause
-    assert "Check user, password" in caught.value.fix
-    assert "surely-not-this-one" not in f"{caught.value} {caught.value.__cause__!r} {caplog.text}"
 
 
 def test_an_account_that_may_not_log_in_is_denied(postgres: Postgres, admin: psycopg.Connection) -> None:
@@ -118,25 +95,6 @@ def test_a_missing_database_is_denied_by_name(postgres: Postgres) -> None:
         postgresql.check(postgres.dsn(database="no_such_database"))
 
 
-def test_a_server_that_is_not_there_is_unreachable_and_named() -> None:
-    port = processes.free_port()
-    with pytest.raises(DatabaseUnreachable, match=f"PostgreSQL at 127.0.0.1:{port} cannot be reached") as caught:
-        postgresql.check(f"postgresql://someone:secret-word@127.0.0.1:{port}/orders")
-    assert "secret-word" not in str(caught.value)
-
-
-def test_a_host_that_has_no_address_is_unreachable() -> None:
-    with pytest.raises(DatabaseUnreachable):
-        postgresql.check("postgresql://someone:secret-word@no-such-host.invalid/orders")
-
-
-def test_an_address_that_is_none_is_told_without_repeating_it() -> None:
-    with pytest.raises(DatabaseError, match="not one of PostgreSQL") as caught:
-        postgresql.check("mysql://someone:secret-word@host/orders")
-    assert caught.value.__cause__ is None
-    assert "secret-word" not in str(caught.value)
-
-
 def test_a_statement_that_takes_too_long_is_cut_off(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(postgresql, "STATEMENT_TIMEOUT_SECONDS", 1)
     with (
@@ -144,13 +102,6 @@ def test_a_statement_that_takes_too_long_is_cut_off(postgres: Postgres, monkeypa
         postgresql._session(postgres.dsn()) as session,
     ):
         session.execute("SELECT pg_sleep(5)")
-
-
-def test_a_kind_is_found_by_its_word_and_an_unknown_one_named() -> None:
-    assert databases.kinds() == ("postgresql",)
-    assert databases.get("postgresql").check is postgresql.check
-    with pytest.raises(UnknownKind, match="'oracle' cannot be read"):
-        databases.get("oracle")
 
 
 def test_a_session_of_a_dynamic_user_is_seen_with_all_that_the_server_knows_of_it(sampler: str, dynamic: str) -> None:
