@@ -1,13 +1,13 @@
-"""The streams of leasehold.toml, and the whole file applied in one transaction."""
+"""The streams and databases' logs of leasehold.toml, and the whole file applied in one transaction."""
 
 from django.db import transaction
 
 from audit import push
-from audit.models import Device, Stream
+from audit.models import DatabaseLog, Device, Stream
 from audit.notices import receivers
 from leases import configuration, health
 from leases.configuration import Configuration
-from leases.models import Vault
+from leases.models import Database, Vault
 from leases.models.sources import SourceKind
 
 
@@ -30,4 +30,20 @@ def apply(config: Configuration) -> None:
     # what is gone from the file may push no more, nor with its old token if it comes back
     Stream.objects.filter(retired=True).update(pushed=False, **push.NO_TOKEN)
     receivers.apply(config)
-    health.forget(SourceKind.STREAM, names)
+    health.forget(SourceKind.STREAM, names + [str(log) for log in apply_logs(config)])
+
+
+def apply_logs(config: Configuration) -> list[DatabaseLog]:
+    """The logs of database servers: each once, however many databases name it. One that is gone from the file is retired."""
+    DatabaseLog.objects.update(retired=True)
+    named: dict[DatabaseLog, list[Database]] = {}
+    for item in config.databases:
+        if item.log is not None:
+            log, _ = DatabaseLog.objects.update_or_create(
+                path=item.log.path, format=item.log.format, defaults={"retired": False}
+            )
+            database = Database.objects.get(vault__name=item.vault, mount=item.mount.strip("/"), name=item.name)
+            named.setdefault(log, []).append(database)
+    for log, databases in named.items():
+        log.databases.set(databases)
+    return list(named)

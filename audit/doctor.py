@@ -13,10 +13,10 @@ from django.db.migrations.executor import MigrationExecutor
 from django.utils import timezone
 from kombu.exceptions import OperationalError
 
-from audit import follow, heads, retention
+from audit import dblog, follow, heads, retention
 from audit.findings import queries as findings
 from audit.ingest import position_of
-from audit.models import Housekeeping, Signing, Stream
+from audit.models import DatabaseLog, Housekeeping, Signing, Stream
 from audit.notices import queries as notices
 from leases import checks
 from leases.errors import Doubt, SourceError
@@ -84,6 +84,8 @@ def examine() -> Iterator[Finding]:
         yield _try(f"database {database_.path}", partial(checks.check_database, database_, now=timezone.now()))
     for stream in Stream.objects.filter(retired=False).select_related("device__vault").order_by("id"):
         yield _try(f"stream {stream}", partial(readable, stream))
+    for log in DatabaseLog.objects.filter(retired=False).order_by("path", "id"):
+        yield _try(str(log), partial(dblog.try_to_read, log))
 
 
 def clusters() -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from uuid import UUID
 
 from django.db import connection
-from django.db.models import Count, OuterRef, Q, Subquery, Sum
+from django.db.models import Count, OuterRef, Prefetch, Q, Subquery, Sum
 
 from audit import glue, intern, polls, push
 from audit.batch import hour
@@ -18,6 +18,7 @@ from audit.models import (
     AttributionChange,
     Conflict,
     Coverage,
+    DatabaseLog,
     Event,
     Gap,
     RawBlock,
@@ -29,7 +30,7 @@ from audit.models import (
 from audit.tables import line_digest
 from leases import health
 from leases.consumers import Fetched, Sync, consumers
-from leases.models import Lease, Policy, Vault
+from leases.models import Database, Lease, Policy, Vault
 from leases.models.sources import SourceKind
 from leases.queries import Source, source, source_states
 from leases.queries import sources as other_sources
@@ -49,8 +50,8 @@ def streams() -> list[Stream]:
     )
 
 
-def lag_seconds(stream: Stream, *, now: datetime) -> float:
-    """How far behind the stream is: nothing if all of its file is read, else the age of the last line that was."""
+def lag_seconds(stream: Stream | DatabaseLog, *, now: datetime) -> float:
+    """How far behind it is: nothing if all of its file is read, else the age of the last line that was."""
     if stream.unread_bytes == 0:
         return 0.0
     last = stream.last_line_at or stream.read_at
@@ -101,9 +102,48 @@ def stream_statuses(*, now: datetime) -> list[StreamStatus]:
     return found
 
 
+@dataclass(frozen=True, slots=True)
+class DatabaseLogStatus:
+    """A database server's own log, the databases that name it, how it is doing and how far behind it is."""
+
+    log: DatabaseLog
+    databases: list[Database]
+    source: Source
+    lag_seconds: float
+
+
+def database_logs(*, now: datetime) -> list[DatabaseLogStatus]:
+    """Logs of database servers that are followed, by path."""
+    rows = DatabaseLog.objects.filter(retired=False).select_related("server").order_by("path", "format", "id")
+    by_name = Prefetch("databases", Database.objects.select_related("vault").order_by("name", "id"))
+    logs = list(rows.prefetch_related(by_name))
+    if not logs:
+        return []
+    states, stale_after = source_states(), health.stale_after()
+    return [
+        DatabaseLogStatus(
+            log,
+            list(log.databases.all()),
+            source(
+                SourceKind.STREAM,
+                str(log),
+                states.get((SourceKind.STREAM, str(log))),
+                now=now,
+                stale_after=stale_after,
+            ),
+            lag_seconds(log, now=now),
+        )
+        for log in logs
+    ]
+
+
 def sources(*, now: datetime) -> list[Source]:
-    """Everything that is watched: vaults, clusters, databases, streams."""
-    return other_sources(now=now) + [status.source for status in stream_statuses(now=now)]
+    """Everything that is watched: vaults, clusters, databases, streams, logs of database servers."""
+    return (
+        other_sources(now=now)
+        + [status.source for status in stream_statuses(now=now)]
+        + [status.source for status in database_logs(now=now)]
+    )
 
 
 # --- how complete a stream is ------------------------------------------------------------------------------------

@@ -9,10 +9,10 @@ from celery import shared_task
 from django.db import DataError, OperationalError
 from django.utils import timezone
 
-from audit import attribute, follow, heads, polls, retention, unexplained, users
+from audit import attribute, dblog, follow, heads, polls, retention, unexplained, users
 from audit.findings import watch as findings
 from audit.ingest import Rebuilding, ingest_all, is_passing, position_of
-from audit.models import Device, Receiver, Stream
+from audit.models import DatabaseLog, Device, Receiver, Stream
 from audit.notices import queries as notices
 from audit.notices import send
 from audit.secrets import RawSecret
@@ -42,6 +42,8 @@ def follow_stream(stream_id: int) -> None:
         if not mine:
             return
         streams = Stream.objects.filter(retired=False, refused="").exclude(path="").count()
+        # logs of database servers wait for the same workers
+        streams += DatabaseLog.objects.filter(retired=False).count()
         deadline = time.monotonic() + TURN_SECONDS / max(1, streams / 2)
         while (taken := read_on(stream_id, until=deadline)) is not None:
             if time.monotonic() > deadline:
@@ -106,6 +108,22 @@ def read_on(stream_id: int, *, until: float = 0.0) -> bool | None:
         Stream.objects.filter(pk=stream_id).update(read_at=looked_at, unread_bytes=unread)
     health.report_ok(SourceKind.STREAM, str(stream), now=timezone.now())
     return taken
+
+
+@shared_task
+def follow_database_logs() -> None:
+    """Starts a reader for each database server's log; one that is being read already is left alone by its turn."""
+    for log in DatabaseLog.objects.filter(retired=False).order_by("id"):
+        if health.may_ask(SourceKind.STREAM, str(log), now=timezone.now()):
+            follow_database_log.apply_async((log.pk,), expires=3)
+
+
+@shared_task
+def follow_database_log(log_id: int) -> None:
+    """Reads one log until nothing is new. Sessions are no hurry: the clock starts the next turn, so no worker is held between."""
+    with turn("follow database log", log_id) as mine:
+        if mine:
+            dblog.read_on(log_id, until=time.monotonic() + TURN_SECONDS, clock=timezone.now)
 
 
 @shared_task

@@ -21,6 +21,7 @@ def _every(task: str, seconds: float) -> dict[str, object]:
 
 app.conf.beat_schedule = {
     "follow-streams": _every("audit.tasks.follow_streams", 1.0),
+    "follow-database-logs": _every("audit.tasks.follow_database_logs", 1.0),
     "watch-clusters": _every("leases.tasks.watch_clusters", 1.0),
     "sample-databases": _every("leases.tasks.sample_databases", 1.0),
     "look-up-due-leases": _every("leases.tasks.look_up_due_leases", 1.0),

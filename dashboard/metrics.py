@@ -12,6 +12,7 @@ from audit import heads, retention
 from audit.findings import queries as findings
 from audit.models import Housekeeping, Signing
 from audit.notices import queries as notices
+from audit.queries import DatabaseLogStatus
 from dashboard.version import VERSION
 from leases import queries
 
@@ -23,6 +24,14 @@ STREAM_COUNTERS = {
     "expired": "Lines older than retention",
     "redacted": "Lines in which token-shaped text was redacted",
     "conflicts": "Lines whose key was known with other content",
+}
+
+DATABASE_LOG_COUNTERS = {
+    "lines": "Records of a database server's log that were read",
+    "invalid": "Records that are no entry of its format",
+    "connections": "Sessions of dynamic users whose begin it told",
+    "disconnections": "Sessions of dynamic users whose end it told",
+    "rejected": "Log-ins of dynamic users that the server refused",
 }
 
 
@@ -69,7 +78,9 @@ class LedgerCollector(Collector):
             [([], look.seconds)] if look else [],
         )
         streams = audit.queries.stream_statuses(now=self.now)
-        sources = [*queries.sources(now=self.now), *(status.source for status in streams)]
+        logs = audit.queries.database_logs(now=self.now)
+        followed = [status.source for status in streams] + [status.source for status in logs]
+        sources = [*queries.sources(now=self.now), *followed]
         yield _gauge(
             "leasehold_source_up",
             "1 where a source answers and its answer is fresh",
@@ -122,6 +133,7 @@ class LedgerCollector(Collector):
             ["vault", "device", "node"],
             [(labels, status.stream.read_at.timestamp()) for labels, status in labelled if status.stream.read_at],
         )
+        yield from _database_logs(logs)
         gaps = audit.queries.gaps_by_stream()
         counters = [
             (name, text, [(labels, getattr(status.stream, name)) for labels, status in labelled])
@@ -269,6 +281,31 @@ def _notices() -> Iterator[Metric]:
         ["receiver"],
         [([one.receiver.name], int(one.failing)) for one in told],
     )
+
+
+def _database_logs(statuses: list[DatabaseLogStatus]) -> Iterator[Metric]:
+    labelled = [([status.log.path], status) for status in statuses]
+    yield _gauge(
+        "leasehold_database_log_lag_seconds",
+        "Age of the last record read of a database server's log where more is waiting",
+        ["path"],
+        [(labels, status.lag_seconds) for labels, status in labelled],
+    )
+    yield _gauge(
+        "leasehold_database_log_lag_bytes",
+        "Bytes of it that are not read yet",
+        ["path"],
+        [(labels, status.log.unread_bytes) for labels, status in labelled],
+    )
+    yield _gauge(
+        "leasehold_database_log_read_timestamp_seconds",
+        "When it was last looked at",
+        ["path"],
+        [(labels, status.log.read_at.timestamp()) for labels, status in labelled if status.log.read_at],
+    )
+    for name, text in DATABASE_LOG_COUNTERS.items():
+        values = [(labels, getattr(status.log, name)) for labels, status in labelled]
+        yield _counter(f"leasehold_database_log_{name}", text, ["path"], values)
 
 
 def _gauge(name: str, text: str, labels: list[str], values: list[tuple[list[str], float]]) -> Metric:

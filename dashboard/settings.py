@@ -178,12 +178,14 @@ CELERY_TASK_DEFAULT_QUEUE = "reports"
 # `actions` is never behind the others; readers and watches hold their workers for a turn, so starting them is elsewhere
 CELERY_TASK_ROUTES = {
     "audit.tasks.follow_stream": {"queue": "ingest"},
+    "audit.tasks.follow_database_log": {"queue": "ingest"},
     "leases.tasks.watch_cluster": {"queue": "watch"},
     "leases.tasks.sample_database": {"queue": "watch"},
     "audit.tasks.attribute_open": {"queue": "watch"},
     "audit.tasks.match_database_users": {"queue": "watch"},
     "audit.tasks.explain_revocations": {"queue": "watch"},
     "audit.tasks.follow_streams": {"queue": "leases"},
+    "audit.tasks.follow_database_logs": {"queue": "leases"},
     "leases.tasks.watch_clusters": {"queue": "leases"},
     "leases.tasks.sample_databases": {"queue": "leases"},
     "leases.tasks.look_up_due_leases": {"queue": "leases"},

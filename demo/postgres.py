@@ -37,6 +37,14 @@ _SETTINGS = {
     # a failed CREATE ROLE … PASSWORD must not put the password into the log
     "log_min_error_statement": "panic",
 }
+# for `start`: the server's own files in both of its structured formats, which others may read
+COLLECTED = {
+    "logging_collector": "on",
+    "log_destination": "jsonlog,csvlog",
+    "log_directory": "log",
+    "log_filename": "postgresql-%Y-%m-%d_%H%M%S.log",
+    "log_file_mode": "0644",
+}
 # pods connect from loopback addresses of their own, all over 127.0.0.0/8
 _HBA = "host all all 127.0.0.0/8 scram-sha-256\n"
 
@@ -55,6 +63,11 @@ class Postgres:
     def log(self) -> Path:
         """The server's log: connections, disconnections, errors."""
         return self.folder / "postgres.log"
+
+    @property
+    def collected(self) -> Path:
+        """The folder of what its logging collector writes, where that was started (COLLECTED)."""
+        return self.folder / "data" / "log"
 
     def dsn(self, user: str = "postgres", database: str = "postgres") -> str:
         """postgresql:// address of the superuser or of a role made by create_role(); KeyError for another."""

@@ -1,6 +1,6 @@
 """leasehold.toml: its shape, strictly checked, and how vaults, clusters and databases get from it into the tables.
 
-Streams stand in the same file and are applied by `audit.configuration`.
+Streams and databases' logs stand in the same file and are applied by `audit.configuration`.
 """
 
 import re
@@ -71,6 +71,11 @@ class VaultConfig(msgspec.Struct, forbid_unknown_fields=True):
     devices: list[DeviceConfig] = []
 
 
+class LogConfig(msgspec.Struct, forbid_unknown_fields=True):
+    path: str
+    format: Literal["jsonlog", "csvlog"]
+
+
 class AuthMountConfig(msgspec.Struct, forbid_unknown_fields=True):
     vault: str
     path: str
@@ -117,6 +122,7 @@ class DatabaseConfig(msgspec.Struct, forbid_unknown_fields=True):
     sample_seconds: float = 5.0
     nat: list[str] = []
     poolers: list[str] = []
+    log: LogConfig | None = None
 
 
 class Policies(msgspec.Struct, forbid_unknown_fields=True):
@@ -246,6 +252,7 @@ def problems(configuration: Configuration) -> list[str]:
         + retention_problems(configuration.policies)
         + heads_problems(configuration)
         + notice_problems(configuration)
+        + log_problems(configuration.databases)
     )
 
 
@@ -405,6 +412,26 @@ def _is_loopback(host: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def log_problems(configured: list[DatabaseConfig]) -> list[str]:
+    """What is wrong with the logs that databases name; audit.configuration applies them."""
+    found: list[str] = []
+    formats: dict[str, str] = {}
+    for database in configured:
+        if (log := database.log) is None:
+            continue
+        name = f"database {database.name}: log"
+        folder, _, file = log.path.rpartition("/")
+        if database.kind != "postgresql":
+            found.append(f"{name} is for kind postgresql only")
+        if not log.path.startswith("/") or not file or ".." in log.path.split("/"):
+            found.append(f"{name}.path is {log.path!r}; write the whole path of a file, /…")
+        elif any(mark in folder for mark in "*?[%"):
+            found.append(f"{name}.path is {log.path!r}; only the file's name may be a pattern, not its folder")
+        if formats.setdefault(log.path, log.format) != log.format:
+            found.append(f"{name}.path is {log.path!r}, which another database names with another format")
+    return found
 
 
 def unpushable(configuration: Configuration) -> list[str]:

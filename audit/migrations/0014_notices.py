@@ -8,7 +8,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("audit", "0011_newest_events_of_a_lease"),
+        ("audit", "0012_database_logs"),
     ]
 
     operations = [

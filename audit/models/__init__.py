@@ -1,5 +1,6 @@
-"""Tables of what happened: streams and their raw blocks, events and what is derived from them, how attribution changed, findings."""
+"""Tables of what happened: streams and their raw blocks, logs of database servers, events and what is derived from them, how attribution changed, findings."""
 
+from audit.models.database_logs import DatabaseLog, LogFormat, ServerStart
 from audit.models.events import (
     Ending,
     Event,
@@ -38,6 +39,7 @@ __all__ = [
     "BlockLines",
     "Conflict",
     "Coverage",
+    "DatabaseLog",
     "Device",
     "Dropped",
     "Ending",
@@ -53,6 +55,7 @@ __all__ = [
     "Housekeeping",
     "Kind",
     "LeaseToken",
+    "LogFormat",
     "Look",
     "Moved",
     "Notice",
@@ -62,6 +65,7 @@ __all__ = [
     "Receiver",
     "RejectedLine",
     "Renewals",
+    "ServerStart",
     "Severity",
     "Sighting",
     "Signing",

@@ -30,6 +30,7 @@ def readyz(request: HttpRequest) -> HttpResponse:
     try:
         others = queries.sources(now=now)
         streams = audit.queries.stream_statuses(now=now)
+        logs = audit.queries.database_logs(now=now)
     except Error as error:
         return probe_unavailable(error)
     answer: dict[str, object] = {"database": {"ok": True}, "broker": _broker()}
@@ -40,7 +41,13 @@ def readyz(request: HttpRequest) -> HttpResponse:
         | {"lag_seconds": round(status.lag_seconds, 3), "lag_bytes": status.stream.unread_bytes}
         for status in streams
     }
-    ready = bool(_broker_ok(answer)) and all(source.ok for source in [*others, *(status.source for status in streams)])
+    answer["database_logs"] = {
+        status.log.path: _told(status.source)
+        | {"lag_seconds": round(status.lag_seconds, 3), "lag_bytes": status.log.unread_bytes}
+        for status in logs
+    }
+    followed = [status.source for status in streams] + [status.source for status in logs]
+    ready = bool(_broker_ok(answer)) and all(source.ok for source in [*others, *followed])
     return JsonResponse({"ready": ready, "version": VERSION, **answer}, status=200 if ready else 503)
 
 

@@ -39,6 +39,7 @@ def index(request: PageRequest) -> HttpResponse:
             for row in queries.databases()
         ],
         "streams": [(item, days[item.stream.pk]) for item in streams],
+        "database_logs": audit.queries.database_logs(now=now),
     }
     return render(request, "sources/_state.html" if request.htmx else "sources/page.html", context)
 
