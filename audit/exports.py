@@ -4,14 +4,20 @@ import csv
 import json
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
+from itertools import islice
 from typing import TextIO
 
 from django.db.models.functions import Coalesce
+from django.utils import timezone
 
 from audit import timemachine
 from audit.findings.queries import open_within
 from audit.models import Event
-from leases.models import Action, Database, Lease
+from leases import review, session_queries
+from leases.models import Action, Database, Lease, Session
+from leases.session_queries import Use
+
+CHUNK = 2000
 
 Row = dict[str, object]
 
@@ -64,6 +70,56 @@ LEASES = [
     "certainty",
     "certainty_reason",
     "request_id",
+    "sessions",
+    "first_session_at",
+    "last_session_at",
+]
+SESSIONS = [
+    "started_at",
+    "vault",
+    "database",
+    "database_name",
+    "database_user",
+    "user_known_by",
+    "lease_id",
+    "cluster",
+    "pod_namespace",
+    "pod",
+    "service_account",
+    "address",
+    "port",
+    "application",
+    "start_is_known",
+    "last_seen_at",
+    "ended_at",
+    "end_known_by",
+    "sampled",
+    "logged",
+    "place",
+    "place_reason",
+    "server",
+]
+REVIEW = [
+    "vault",
+    "database",
+    "from",
+    "to",
+    "cluster",
+    "pod_namespace",
+    "service_account",
+    "database_role",
+    "leases",
+    "live",
+    "used",
+    "unused",
+    "not_known",
+    "sessions",
+    "last_use_at",
+    "ttl_seconds_median",
+    "ttl_seconds_max",
+    "use_seconds_median",
+    "use_seconds_max",
+    "fit",
 ]
 EVENTS = [
     "at",
@@ -109,8 +165,8 @@ def accesses(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
         .select_related("vault", "database")
         .order_by("accessed_at", "id")
     )
-    for lease in rows.iterator(chunk_size=2000):
-        yield {**_lease(lease), "accessed_at": lease.accessed_at, "source_ip": lease.source_ip}
+    for lease, use in _used(rows.iterator(chunk_size=CHUNK)):
+        yield {**_lease(lease, use), "accessed_at": lease.accessed_at, "source_ip": lease.source_ip}
 
 
 def leases(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
@@ -121,11 +177,20 @@ def leases(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
         .select_related("vault", "database")
         .order_by("began_at", "id")
     )
-    for lease in rows.iterator(chunk_size=2000):
-        yield _lease(lease)
+    for lease, use in _used(rows.iterator(chunk_size=CHUNK)):
+        yield _lease(lease, use)
 
 
-def _lease(lease: Lease) -> Row:
+def _used(leases: Iterable[Lease]) -> Iterator[tuple[Lease, Use]]:
+    """Each lease with what is known of its use, chunk by chunk."""
+    now, rows = timezone.now(), iter(leases)
+    while chunk := list(islice(rows, CHUNK)):
+        uses = session_queries.uses([lease.pk for lease in chunk], now=now)
+        # one that was dropped meanwhile is known no longer
+        yield from ((lease, uses[lease.pk]) for lease in chunk if lease.pk in uses)
+
+
+def _lease(lease: Lease, use: Use) -> Row:
     return {
         "vault": lease.vault.name,
         "vault_namespace": lease.vault_namespace,
@@ -149,12 +214,80 @@ def _lease(lease: Lease) -> Row:
         "ended_at": lease.ended_at,
         "end_reason": lease.end_reason,
         "end_evidence": lease.end_evidence,
-        # sessions are not sampled yet: unknown, not none
-        "sessions": None,
-        "first_session_at": None,
-        "last_session_at": None,
+        # empty: unknown, not none
+        "sessions": use.counted,
+        "first_session_at": use.first_at,
+        "last_session_at": use.last_at,
         "request_id": lease.request_id,
     }
+
+
+def sessions(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
+    """One row per database session that began in [from, to), tied to a lease or not."""
+    rows = (
+        Session.objects.filter(started_at__gte=from_at, started_at__lt=to_at)
+        .select_related("server", "database__vault", "lease__vault")
+        .order_by("started_at", "id")
+    )
+    for row in rows.iterator(chunk_size=CHUNK):
+        lease, vault = row.lease, row.database.vault if row.database else row.lease.vault if row.lease else None
+        yield {
+            "started_at": row.started_at,
+            "vault": vault.name if vault else "",
+            "database": row.database.name if row.database else "",
+            "database_name": row.database_name,
+            "database_user": row.database_user,
+            "user_known_by": lease.database_user_by if lease else "",
+            "lease_id": lease.lease_id if lease else "",
+            "cluster": lease.cluster if lease else "",
+            "pod_namespace": (lease.pod_namespace or lease.service_account_namespace) if lease else "",
+            "pod": lease.pod if lease else "",
+            "service_account": lease.service_account if lease else "",
+            "address": row.address,
+            "port": row.port,
+            # whoever connects chooses this text
+            "application": row.application,
+            "start_is_known": row.start_is_known,
+            "last_seen_at": row.last_seen_at,
+            "ended_at": row.ended_at,
+            "end_known_by": row.end_known_by,
+            "sampled": row.sampled,
+            "logged": row.logged,
+            "place": row.place,
+            "place_reason": row.place_reason,
+            "server": row.server.identity,
+        }
+
+
+def access_review(database: Database, found: review.Review, *, from_at: datetime, to_at: datetime) -> Iterator[Row]:
+    """One row per service account and role, as the page shows them."""
+    for row in found.rows:
+        yield {
+            "vault": database.vault.name,
+            "database": database.name,
+            "from": from_at,
+            "to": to_at,
+            "cluster": row.cluster,
+            "pod_namespace": row.namespace,
+            "service_account": row.service_account,
+            "database_role": row.role,
+            "leases": row.issued,
+            "live": row.live,
+            "used": row.used,
+            "unused": row.unused,
+            "not_known": row.not_known,
+            "sessions": row.sessions,
+            "last_use_at": row.last_at,
+            "ttl_seconds_median": _whole(row.ttl_median),
+            "ttl_seconds_max": _whole(row.ttl_most),
+            "use_seconds_median": _whole(row.use_median),
+            "use_seconds_max": _whole(row.use_most),
+            "fit": row.fit,
+        }
+
+
+def _whole(seconds: float | None) -> int | None:
+    return None if seconds is None else round(seconds)
 
 
 def events(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
@@ -162,7 +295,7 @@ def events(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
     rows = (
         Event.objects.filter(at__gte=from_at, at__lt=to_at).select_related(*Event.SPELLED_OUT).order_by("at", "request")
     )
-    for event in rows.iterator(chunk_size=2000):
+    for event in rows.iterator(chunk_size=CHUNK):
         yield {
             "at": event.at,
             "vault": event.vault.name,
@@ -225,19 +358,21 @@ def could_read(database: Database | None, *, at: datetime, to: datetime | None =
             if change and to
             else timemachine.could_read(database, at=at, size=None)
         )
-        for held in page.rows:
+        doubts = {held.lease.pk: held.doubts for held in page.rows}
+        for lease, use in _used(held.lease for held in page.rows):
             yield {
-                **_lease(held.lease),
+                **_lease(lease, use),
                 "at": at,
                 "compared_with": to,
                 "change": change,
-                "doubts": " ".join(held.doubts),
+                "doubts": " ".join(doubts[lease.pk]),
             }
 
 
 KINDS: dict[str, tuple[list[str], Callable[..., Iterator[Row]]]] = {
     "accesses": (ACCESSES, accesses),
     "leases": (LEASES, leases),
+    "sessions": (SESSIONS, sessions),
     "events": (EVENTS, events),
     "actions": (ACTIONS, actions),
     "findings": (FINDINGS, findings),
@@ -273,10 +408,14 @@ def write_ndjson(header: list[str], rows: Iterable[Row], output: TextIO) -> int:
     return count
 
 
+# https://owasp.org/www-community/attacks/CSV_Injection: the wide ones are the same to some spreadsheets
+FORMULAS = ("=", "+", "-", "@", "\t", "\r", "\n", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+
+
 def cell(value: object) -> str:
     """Text for a CSV cell that no spreadsheet runs as a formula."""
     text = _text(value)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
+    return f"'{text}" if text.startswith(FORMULAS) else text
 
 
 def _text(value: object) -> str:

@@ -12,6 +12,7 @@ SECTIONS = (
     ("databases", "Databases"),
     ("findings", "Findings"),
     ("access", "Access"),
+    ("review", "Review"),
     ("actions", "Actions"),
     ("sources", "Sources"),
 )
@@ -29,6 +30,6 @@ def page(request: HttpRequest) -> dict[str, object]:
         "sections": SECTIONS if access.may_read(held) else (),
         "section": (match.url_name or "").partition("-")[0] if match else "",
         "may_revoke": access.may_revoke(held),
-        # asked for by the header alone, not by a part of a page
-        "open_findings": findings.open_count,
+        # asked for by the header, and by a part of a page that is sent again
+        "open_findings": findings.open_by_severity,
     }

@@ -1,6 +1,6 @@
 """What people may send: the filters of a list, a reason, a log-in."""
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
 
 from django import forms
@@ -9,13 +9,17 @@ from audit.batch import OLDEST
 from audit.findings.queries import FindingFilter
 from audit.models import FindingKind, Severity
 from leases.models import Certainty, LeaseState
+from leases.models.sessions import Place
 from leases.queries import LeaseFilter
+from leases.session_queries import SessionFilter
 
 STATES = [
     ("open", "not ended"),
     *((state, str(state)) for state in LeaseState.values),
     ("any", "any"),
 ]
+REVIEW_DAYS = {"7": "7 days", "30": "30 days", "90": "90 days"}
+USUAL_DAYS = "30"
 PERIODS = {"1h": ("1 hour", 1), "24h": ("24 hours", 24), "7d": ("7 days", 7 * 24)}
 
 
@@ -44,6 +48,50 @@ class LeaseFilterForm(forms.Form):
     def narrowed(self) -> bool:
         """Whether anything but the default is asked for."""
         return any(value for name, value in self.data.items() if name in self.fields and value != "open")
+
+
+class SessionFilterForm(forms.Form):
+    state = forms.ChoiceField(choices=[("", "any"), ("open", "open now"), ("ended", "ended")], required=False)
+    place = forms.ChoiceField(
+        choices=[
+            ("", "any"),
+            *((place, f"from {place}" if place == Place.ELSEWHERE else place) for place in Place.values),
+        ],
+        required=False,
+        label="Came from",
+    )
+    lease = forms.ChoiceField(choices=[("", "any"), ("none", "without a lease")], required=False)
+    address = forms.CharField(max_length=45, required=False, label="Address")
+    user = forms.CharField(max_length=128, required=False, label="User contains")
+
+    def where(self) -> SessionFilter:
+        """The filter; needs a valid form."""
+        return SessionFilter(**{name: value.strip() for name, value in self.cleaned_data.items()})
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether anything is asked for."""
+        return any(value for name, value in self.data.items() if name in self.fields)
+
+
+class ReviewForm(forms.Form):
+    """Which database's accesses are reviewed, over how many days."""
+
+    database = forms.ChoiceField(required=False)
+    days = forms.ChoiceField(choices=list(REVIEW_DAYS.items()), label="Period")
+
+    def __init__(self, *args: Any, databases: list[str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["database"] = forms.ChoiceField(
+            choices=[("", "choose one"), *((name, name) for name in databases)],
+            required=False,
+            error_messages={"invalid_choice": "No such database is watched. Choose one of the list."},
+        )
+        self.order_fields(["database", "days"])
+
+    def period(self) -> timedelta:
+        """Needs a valid form."""
+        return timedelta(days=int(self.cleaned_data["days"]))
 
 
 def _moment(label: str) -> forms.DateTimeField:

@@ -14,7 +14,7 @@ from audit.models import Housekeeping, Signing
 from audit.notices import queries as notices
 from audit.queries import DatabaseLogStatus
 from dashboard.version import VERSION
-from leases import queries
+from leases import queries, session_queries
 
 STREAM_COUNTERS = {
     "lines": "Audit lines read: the sum of parts, duplicates, rejected, expired and conflicts",
@@ -100,6 +100,7 @@ class LedgerCollector(Collector):
             ["cluster"],
             [([one.cluster.name], one.unwatched) for one in watched],
         )
+        yield from _sessions(now=self.now)
         yield from _costs()
         yield from _sampling()
         yield from _house(now=self.now)
@@ -155,6 +156,25 @@ def _counter(name: str, text: str, labels: list[str], values: list[tuple[list[st
     for label_values, value in values:
         counter.add_metric(label_values, value)
     return counter
+
+
+def _sessions(*, now: datetime) -> Iterator[Metric]:
+    """One sample for each database of a watched vault, 0 where it has none: so that what comes can be seen to come."""
+    rows = [(row.pk, [row.vault.name, row.mount, row.name]) for row in queries.databases()]
+    labels = ["vault", "mount", "database"]
+    for name, text, counts in (
+        (
+            "leasehold_sessions_open",
+            "Sessions of dynamic users that have not ended, as far as they are sampled or logged",
+            session_queries.open_by_database(),
+        ),
+        (
+            "leasehold_sessions_elsewhere",
+            "Sessions that began within 24 h and came from elsewhere than their lease's holder",
+            session_queries.elsewhere_by_database(now=now),
+        ),
+    ):
+        yield _gauge(name, text, labels, [(values, counts.get(pk, 0)) for pk, values in rows])
 
 
 def _costs() -> Iterator[Metric]:

@@ -1,7 +1,7 @@
 """Rows as the pages lay them out: pure rearrangement of what the reads return."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -57,6 +57,7 @@ class DatabaseUse:
 
     used: Used
     uses: list[Use] | None
+    sessions: int
 
     @property
     def key(self) -> str:
@@ -64,13 +65,22 @@ class DatabaseUse:
         return f"{used.vault}/{used.mount}/{used.database}" if used.database else "unknown"
 
 
-def uses_by_database(used: Iterable[Used], uses: Iterable[Use], *, shown: Collection[Used]) -> list[DatabaseUse]:
-    """Databases with those of their uses that are shown; one that is not known comes last."""
+def uses_by_database(
+    used: Iterable[Used], uses: Iterable[Use], *, shown: Collection[Used], sessions: Mapping[int, int]
+) -> list[DatabaseUse]:
+    """Databases with those of their uses that are shown, and their open sessions; one that is not known comes last."""
     grouped: dict[tuple[str, str, str], list[Use]] = defaultdict(list)
     for use in uses:
         grouped[use.vault, use.mount, use.database].append(use)
     order = sorted(used, key=lambda row: (row.database == "", row.vault, row.mount, row.database))
-    return [DatabaseUse(row, grouped[row.vault, row.mount, row.database] if row in shown else None) for row in order]
+    return [
+        DatabaseUse(
+            row,
+            grouped[row.vault, row.mount, row.database] if row in shown else None,
+            sessions.get(row.pk, 0) if row.pk else 0,
+        )
+        for row in order
+    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,20 @@
 
 from django.urls import path
 
-from dashboard.views import actions, databases, errors, findings, leases, overview, probes, readers, session, sources
+from dashboard.views import (
+    actions,
+    databases,
+    errors,
+    findings,
+    leases,
+    overview,
+    pods,
+    probes,
+    readers,
+    review,
+    session,
+    sources,
+)
 
 urlpatterns = [
     path("", overview.overview, name="overview"),
@@ -10,11 +23,15 @@ urlpatterns = [
     path("leases/<int:pk>", leases.detail, name="leases-detail"),
     path("leases/<int:pk>/revoke", leases.revoke, name="leases-revoke"),
     path("databases", databases.index, name="databases"),
+    path("databases/<int:pk>", databases.detail, name="databases-detail"),
+    path("pods/<str:cluster>/<path:uid>", pods.detail, name="pods-detail"),
     path("findings", findings.index, name="findings"),
     path("findings/<int:pk>", findings.detail, name="findings-detail"),
     path("findings/<int:pk>/close", findings.close, name="findings-close"),
     path("access", readers.index, name="access"),
     path("access.csv", readers.download, name="access-csv"),
+    path("access-review", review.index, name="review"),
+    path("access-review.csv", review.download, name="review-csv"),
     path("actions", actions.index, name="actions"),
     path("actions/<uuid:pk>", actions.receipt, name="actions-receipt"),
     path("sources", sources.index, name="sources"),

@@ -160,6 +160,12 @@ def sources(*, now: datetime) -> list[Source]:
     return [source(kind, name, states.get((kind, name)), now=now, stale_after=stale_after) for kind, name in names]
 
 
+def source_of(database: Database, *, now: datetime) -> Source:
+    """How one monitored database is doing."""
+    state = SourceState.objects.filter(kind=SourceKind.DATABASE, name=database.path).first()
+    return source(SourceKind.DATABASE, database.path, state, now=now, stale_after=health.stale_after())
+
+
 # --- how sessions are sampled -------------------------------------------------------------------------------------
 
 

@@ -40,15 +40,23 @@ from leases.models import (
     Certainty,
     Cluster,
     Database,
+    DatabaseRole,
+    DatabaseServer,
+    DynamicUser,
     EndReason,
     Lease,
     LeaseState,
     Login,
+    Pod,
+    PodAddress,
     Revocation,
+    SampledPeriod,
     Sampling,
+    Session,
     SourceState,
     Vault,
 )
+from leases.models.sessions import Place
 from leases.models.sources import SourceKind
 
 PASSWORD = "a password for tests only"
@@ -97,16 +105,6 @@ def cost(kind: str = "lookup", **fields: Any) -> ApiCost:
         vault=vault(), kind=kind, hour=hour(timezone.now()), defaults=defaults | fields
     )
     return row
-
-
-def sampling(row: Database, **fields: Any) -> Sampling:
-    """Its sessions are sampled since some minutes, the last time a second ago."""
-    now = timezone.now()
-    defaults = {"due_at": now, "interval_seconds": 5, "samples": 40, "sessions": 3, "took_ms": 4.2, "total_ms": 170}
-    found, _ = Sampling.objects.update_or_create(
-        database=row, defaults={**defaults, "sampled_at": now - timedelta(seconds=1), **fields}
-    )
-    return found
 
 
 def coverage(stream: Stream, *, hours_ago: int = 0, **counts: Any) -> Coverage:
@@ -341,6 +339,144 @@ def request_ids() -> set[str]:
     return {event.request_id for event in Event.objects.all()}
 
 
+def pod(lease: Lease, *, address: str = "", **fields: Any) -> Pod:
+    """The pod that a lease names, with the address that the lease was read from."""
+    began = (lease.accessed_at or lease.first_seen_at) - timedelta(minutes=5)
+    defaults: dict[str, Any] = {
+        "cluster": cluster(lease.cluster),
+        "uid": lease.pod_uid,
+        "namespace": lease.pod_namespace,
+        "name": lease.pod,
+        "service_account": lease.service_account,
+        "node": "node-1",
+        "phase": "Running",
+        "owner_kind": "ReplicaSet",
+        "owner_name": f"{lease.service_account}-6f7c9d",
+        "workload_kind": "Deployment",
+        "workload_name": lease.service_account,
+        "started_at": began,
+    }
+    made = Pod.objects.create(**defaults | fields)
+    PodAddress.objects.create(pod=made, address=address or lease.source_ip, from_at=began, to_at=made.ended_at)
+    return made
+
+
+def server(identity: str = "postgresql 7301452286314098721 at 127.0.0.1:5432") -> DatabaseServer:
+    now = timezone.now()
+    defaults = {"started_at": now - timedelta(days=3), "sampled_at": now}
+    found, _ = DatabaseServer.objects.get_or_create(identity=identity, defaults=defaults)
+    return found
+
+
+def sampling(database: Database, *, since: float = 86_400, **fields: Any) -> Sampling:
+    """A database whose sessions are sampled since some seconds ago, without a hole."""
+    now = timezone.now()
+    defaults: dict[str, Any] = {
+        "server": server(),
+        "due_at": now + timedelta(seconds=4),
+        "interval_seconds": database.sample_seconds or 5,
+        "sampled_at": now - timedelta(seconds=1),
+        "users_at": now - timedelta(seconds=20),
+        "samples": 17_280,
+        "sessions": 3,
+        "took_ms": 1.4,
+        "total_ms": 17_280 * 1.62,
+    }
+    row, _ = Sampling.objects.update_or_create(database=database, defaults=defaults | fields)
+    sampled(database, since=since)
+    return row
+
+
+def sampled(database: Database, *, since: float, until: float = 0, logged: bool = False) -> SampledPeriod:
+    """A period in which sessions were known, from and to so many seconds ago."""
+    now = timezone.now()
+    return SampledPeriod.objects.create(
+        database=database, logged=logged, from_at=now - timedelta(seconds=since), to_at=now - timedelta(seconds=until)
+    )
+
+
+def session(
+    lease: Lease | None = None,
+    *,
+    age: float = 50,
+    lasted: float | None = None,
+    place: str = Place.HOLDER,
+    **fields: Any,
+) -> Session:
+    """A sampled session that began `age` seconds ago, under a lease's user or nobody's. Open, unless it lasted so many seconds."""
+    now = timezone.now()
+    began = now - timedelta(seconds=age)
+    pid = 1000 + secrets.randbelow(9_000_000)
+    address = fields.get("address", (lease.source_ip if lease else "") or "127.30.0.7")
+    last = now - timedelta(seconds=2) if lasted is None else began + timedelta(seconds=lasted)
+    defaults: dict[str, Any] = {
+        "server": server(),
+        "key": f"{int(began.timestamp()):x}.{pid:x}",
+        "database": lease.database if lease else database(),
+        "database_name": "orders",
+        "database_user": lease.database_user if lease else f"v-token-my-role-{secrets.token_hex(10)}-1764000000",
+        "pid": pid,
+        "started_at": began,
+        "address": address,
+        "port": 40_000 + pid % 20_000,
+        "application": "checkout-api",
+        "state": "idle",
+        "sampled": True,
+        "first_seen_at": began,
+        "last_seen_at": max(last, began),
+        "lease": lease,
+        "place": place,
+        "place_reason": {
+            Place.HOLDER: f"{address} was the holder's when it began",
+            Place.NAT: f"{address} is in 10.0.0.0/24, which leasehold.toml names as NAT of this database",
+            Place.POOLER: f"{address or 'a local socket'} is a pooler of this database, as leasehold.toml says",
+            Place.ELSEWHERE: f"{address} was not the holder's when it began; the holder had 127.30.0.7. Pod "
+            "billing/reports-5d9c on node-2 had it",
+            Place.NOT_JUDGED: "who holds the lease is not known well enough",
+        }.get(Place(place), "")
+        if place
+        else "",
+    }
+    if lasted is not None:
+        defaults |= {"ended_at": last, "end_known_by": "no longer seen", "state": ""}
+    return Session.objects.create(**defaults | fields)
+
+
+def used_in_every_way(lease: Lease) -> dict[str, Session]:
+    """Sessions under a lease from every place and with every end, one of them a thief's; and some that are nobody's."""
+    where = lease.database
+    made = {
+        "holder": session(lease, age=90),
+        "log": session(
+            lease,
+            age=60,
+            lasted=0.4,
+            application="psql",
+            sampled=False,
+            logged=True,
+            end_known_by="logged",
+            port=51_122,
+        ),
+        "both": session(lease, age=80, lasted=30, logged=True, end_known_by="logged"),
+        "local": session(lease, age=70, lasted=20, place=Place.POOLER, address="", port=None, application="pgbouncer"),
+        "nat": session(lease, age=65, place=Place.NAT, address="10.0.0.9", start_is_known=False),
+        "stolen": session(
+            lease, age=20, place=Place.ELSEWHERE, address="127.30.0.99", application="psql", state="active"
+        ),
+        "unjudged": session(lease, age=3, place=""),
+        "ghost": session(age=40, place=Place.NOT_JUDGED, address="127.30.0.44", application="", database=where),
+        "vanished": session(
+            ended(database=where), age=330, place=Place.HOLDER, user_vanished_at=timezone.now() - timedelta(seconds=28)
+        ),
+    }
+    DynamicUser.objects.get_or_create(
+        server=server(),
+        name=lease.database_user,
+        defaults={"oid": 16_999, "first_seen_at": made["holder"].started_at, "last_seen_at": timezone.now()},
+    )
+    return made
+
+
 def attribution(lease: Lease, *, before: str, certainty: str, reason: str, seconds: float = 1) -> AttributionChange:
     named = certainty in NAMED
     return AttributionChange.objects.create(
@@ -472,6 +608,15 @@ def scene() -> dict[str, Any]:
     attribution(
         shown, before=Certainty.SERVICE_ACCOUNT, certainty=Certainty.INFERRED, reason=shown.certainty_reason, seconds=3
     )
+    for role in ("my-role", "orders-rw"):
+        DatabaseRole.objects.get_or_create(vault=vault(), mount="database", name=role, defaults={"database": orders})
+    Database.objects.filter(pk=orders.pk).update(nat=["10.0.0.0/24"], poolers=["local", "127.30.0.50"])
+    sampling(orders)
+    holder = pod(shown)
+    PodAddress.objects.create(
+        pod=holder, address="127.30.1.7", from_at=holder.started_at - timedelta(hours=1), to_at=holder.started_at
+    )
+    sessions = used_in_every_way(shown)
     for age, left, account, namespace, where, certainty in [
         (3, 297, "storefront", "shop", orders, Certainty.INFERRED),
         (41, 259, "storefront", "shop", orders, Certainty.INFERRED),
@@ -581,6 +726,13 @@ def scene() -> dict[str, Any]:
         "stream": stream("file-a"),
         "rejected": rejected_line,
         "lease": shown,
+        "database": orders,
+        "billing": billing,
+        "pod": holder,
+        "stolen": sessions["stolen"],
+        "guessed": lease(
+            age=150, left=150, database=orders, database_user_by="time and name", service_account="storefront"
+        ),
         "ended": gone,
         "irrevocable": Lease.objects.get(state=LeaseState.IRREVOCABLE),
         "verified": verified,

@@ -247,5 +247,5 @@ def test_a_scrape_asks_as_often_for_many_rows_as_for_few(client: Client, django_
     factories.watched()
     for _ in range(30):
         factories.lease()
-    with django_assert_max_num_queries(23):
+    with django_assert_max_num_queries(28):
         client.get("/metrics")

@@ -52,6 +52,9 @@ def pages(scene: dict[str, Any]) -> dict[str, str]:
         "databases": "/databases",
         "findings": "/findings?state=any",
         "findings-detail": f"/findings/{scene['finding'].pk}",
+        "databases-detail": f"/databases/{scene['database'].pk}",
+        "pods-detail": f"/pods/demo/{scene['pod'].uid}",
+        "review": "/access-review?database=demo/database/orders",
         "access": "/access?database=demo/database/orders&to=2026-11-20T12:00",
         "actions": "/actions",
         "actions-receipt": f"/actions/{scene['unverified'].pk}",
@@ -354,7 +357,7 @@ def test_uses_are_counted_by_holder_and_period(viewer: Client) -> None:
         (use,) = queries.use_of_databases(since=timezone.now() - timedelta(hours=hours))
         assert (use.pod, use.reads, use.live) == ("checkout-1", reads, 1)
     body = text(viewer.get("/databases?period=7d"))
-    assert "proof of use, are not sampled" in body
+    assert "a session proves that somebody did" in body
     assert "Nobody read credentials for it in the last 7 days" in body, "billing was not used"
 
 

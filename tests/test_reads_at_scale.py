@@ -31,6 +31,8 @@ LARGE = (
     "audit_furthersighting",
     "leases_lease",
     "leases_login",
+    "leases_session",
+    "leases_pod",
     "audit_attributionchange",
     "audit_text",
 )

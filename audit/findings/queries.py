@@ -134,8 +134,11 @@ def is_late(look: Look | None, *, now: datetime) -> bool:
     return look is None or now - look.at > LATE
 
 
-def open_count() -> int:
-    return Finding.objects.filter(closed_at=None).count()
+def open_by_severity() -> dict[str, int]:
+    """How many are open, `all` and those of `high` severity."""
+    return Finding.objects.filter(closed_at=None).aggregate(
+        all=Count("id"), high=Count("id", filter=Q(severity=Severity.HIGH))
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +162,19 @@ def version() -> str:
     row = Finding.objects.filter(closed_at=None).aggregate(
         n=Count("id"), newest=Max("first_seen_at"), worst=Max("severity")
     )
-    return f"{row['n']}-{row['newest'].timestamp():.0f}-{row['worst']}" if row["n"] else "0"
+    return f"{row['n']}-{_number(row['newest'])}-{row['worst']}" if row["n"] else "0"
+
+
+def list_version() -> str:
+    """Changes when any list of findings would, closed ones too."""
+    seen = Finding.objects.order_by("-last_seen_at").values_list("last_seen_at", flat=True).first()
+    closed = Finding.objects.filter(closed_at__isnull=False).order_by("-closed_at", "-id")
+    last = closed.values_list("closed_at", flat=True).first()
+    return f"{version()}-{_number(seen)}-{_number(last)}"
+
+
+def _number(at: datetime | None) -> int:
+    return (at - EPOCH) // MICROSECOND if at else 0
 
 
 def open_within(*, from_at: datetime, to_at: datetime) -> Iterator[Finding]:

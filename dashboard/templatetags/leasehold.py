@@ -2,17 +2,19 @@
 
 import shlex
 from collections import Counter
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from django import template
 from django.template.context import Context
+from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from audit.hours import Hour, State
 from audit.models import Finding, Notice, Severity
-from leases.models import Lease
+from leases.models import Lease, Session
 from leases.queries import database_key
+from leases.review import length
 
 register = template.Library()
 
@@ -67,6 +69,15 @@ HOURS = {
     "no lines": ("skipped", "plain"),
     "before the first line": ("dot", "plain"),
 }
+# of a session
+PLACES = {
+    "holder": ("check", "good", "holder"),
+    "NAT": ("info", "plain", "NAT"),
+    "pooler": ("info", "plain", "pooler"),
+    "elsewhere": ("alarm", "bad", "elsewhere"),
+    "not judged": ("unknown", "plain", "not judged"),
+    "": ("busy", "plain", "not judged yet"),
+}
 SEVERITIES = {3: ("alarm", "bad"), 2: ("medium", "warn"), 1: ("info", "plain")}
 UNKNOWN = ("unknown", "plain")
 
@@ -114,6 +125,24 @@ def hour_state(value: str) -> SafeString:
 @register.simple_tag
 def severity(value: int) -> SafeString:
     return _badge(*SEVERITIES[value], Severity(value).label)
+
+
+@register.simple_tag
+def place(value: str) -> SafeString:
+    return _badge(*PLACES.get(value, (*UNKNOWN, value)))
+
+
+@register.simple_tag
+def session_state(session: Session) -> SafeString:
+    if session.ended_at:
+        return _badge("ended", "plain", "ended")
+    return _badge("live", "live", f"open, {session.state}" if session.state else "open")
+
+
+@register.filter
+def long_unseen(session: Session) -> bool:
+    """Whether it can have ended much earlier than the sample that did not show it."""
+    return session.ended_at is not None and session.ended_at - session.last_seen_at > timedelta(seconds=30)
 
 
 @register.simple_tag
@@ -272,6 +301,22 @@ def holder(lease: Lease) -> SafeString:
             lease.service_account,
         )
     return format_html('<span class="missing">{}</span>', "nobody known")
+
+
+@register.simple_tag
+def pod_address(cluster: str, uid: str) -> str:
+    """Of a pod's page; empty where nobody can say which pod that is."""
+    try:
+        return reverse("pods-detail", args=[cluster, uid]) if cluster and uid else ""
+    except NoReverseMatch:
+        # a cluster whose name has a slash
+        return ""
+
+
+@register.filter
+def lasting(seconds: float | None) -> str:
+    """A length of time: 1 h, 4 min."""
+    return "" if seconds is None else length(seconds)
 
 
 @register.simple_tag

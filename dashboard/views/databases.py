@@ -1,16 +1,17 @@
-"""Which pod used which database."""
+"""Which pod used which database; and one database with its sessions and how they are watched."""
 
 from datetime import timedelta
 
-from django.http import HttpResponse
+from django.http import Http404, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
 
+from audit.findings import queries as findings
 from dashboard.access import PageRequest, may_read, needs
-from dashboard.forms import PERIODS
-from dashboard.paging import link
+from dashboard.forms import PERIODS, SessionFilterForm
+from dashboard.paging import cursor, link
 from dashboard.tables import uses_by_database
-from leases import queries
+from leases import queries, session_queries
 
 # so many reads and live leases in all, and everybody's holders stand on one page
 MOST_TOGETHER = 2000
@@ -31,7 +32,7 @@ def index(request: PageRequest) -> HttpResponse:
     uses = queries.use_of_databases(since=since, of={row.pk for row in shown}) if shown else []
     context = {
         "now": now,
-        "databases": uses_by_database(used, uses, shown=shown),
+        "databases": uses_by_database(used, uses, shown=shown, sessions=session_queries.open_by_database()),
         "all": link(request, database="") if chosen else "",
         "period": period,
         "period_label": label,
@@ -40,4 +41,43 @@ def index(request: PageRequest) -> HttpResponse:
         "grouped_at": queries.MOST_GROUPED if any(row.live > queries.MOST_GROUPED for row in shown) else None,
         "most": queries.MOST_COUNTED,
     }
-    return render(request, "databases.html", context)
+    return render(request, "databases/list.html", context)
+
+
+@needs(may_read)
+def detail(request: PageRequest, pk: int) -> HttpResponse:
+    now = timezone.now()
+    database = session_queries.database(pk)
+    if database is None:
+        raise Http404
+    before = cursor(request)
+    form = SessionFilterForm(request.GET)
+    page = (
+        session_queries.sessions_page(database, form.where(), before=before)
+        if form.is_valid()
+        else session_queries.SessionPage([], None)
+    )
+    watching = session_queries.watching(database)
+    source = queries.source_of(database, now=now) if database.monitor else None
+    live = session_queries.live_leases(database)
+    version = f"{session_queries.page_version(page, watching, source)}.{live}.{findings.version()}"
+    if request.htmx and request.GET.get("version") == version:
+        return HttpResponse(status=204)
+    context = {
+        "now": now,
+        "database": database,
+        "source": source,
+        "sources": [source] if source else [],
+        "roles": session_queries.roles(database),
+        "live": live,
+        "watching": watching,
+        "most": session_queries.MOST_COUNTED,
+        "form": form,
+        "page": page,
+        "first": before is None,
+        "newest": link(request, before=""),
+        "older": link(request, before=str(page.older)) if page.older else "",
+        "poll": link(request, version=version),
+        "part": bool(request.htmx),
+    }
+    return render(request, "databases/_live.html" if request.htmx else "databases/detail.html", context)

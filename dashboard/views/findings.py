@@ -21,20 +21,26 @@ def index(request: PageRequest) -> HttpResponse:
     after = queries.Place.parse(text) if text else None
     if text and after is None:
         raise BadRequest("This is no page of the list.")
+    look = queries.last_look()
+    late = queries.is_late(look, now=timezone.now())
+    version = f"{queries.list_version()}-{look.at.timestamp() if look else 0:.0f}-{late:d}"
+    if request.htmx and request.GET.get("version") == version:
+        return HttpResponse(status=204)
     form = FindingFilterForm(request.GET, vaults=[row.name for row in vaults()])
     page = queries.page(form.where(), after=after) if form.is_valid() else queries.FindingPage([], None)
-    look = queries.last_look()
     context = {
         "look": look,
-        "late": queries.is_late(look, now=timezone.now()),
+        "late": late,
         "told": notices.told_how(),
         "form": form,
         "page": page,
         "first": after is None,
         "newest": link(request, before=""),
         "older": link(request, before=str(page.older)) if page.older else "",
+        "poll": link(request, version=version),
+        "part": bool(request.htmx),
     }
-    return render(request, "findings/list.html", context)
+    return render(request, "findings/_list.html" if request.htmx else "findings/list.html", context)
 
 
 @needs(may_read)

@@ -12,7 +12,7 @@ from audit.findings import queries as findings
 from dashboard.access import PageRequest, may_read, may_revoke, needs
 from dashboard.forms import LeaseFilterForm, RevokeForm
 from dashboard.paging import cursor, link
-from leases import queries
+from leases import queries, session_queries
 from leases import revoke as verbs
 from leases.models import Lease
 
@@ -21,7 +21,7 @@ from leases.models import Lease
 def index(request: PageRequest) -> HttpResponse:
     now = timezone.now()
     before = cursor(request)
-    version = queries.ledger_version(now=now)
+    version = f"{queries.ledger_version(now=now)}.{findings.version()}"
     if request.htmx and request.GET.get("version") == version:
         return HttpResponse(status=204)
     form = LeaseFilterForm(request.GET, databases=[queries.database_key(row) for row in queries.databases()])
@@ -35,22 +35,32 @@ def index(request: PageRequest) -> HttpResponse:
         "older": link(request, before=str(page.older)) if page.older else "",
         "sources": audit.queries.sources(now=now),
         "poll": link(request, version=version),
+        "part": bool(request.htmx),
     }
     return render(request, "leases/_rows.html" if request.htmx else "leases/list.html", context)
 
 
 @needs(may_read)
 def detail(request: PageRequest, pk: int) -> HttpResponse:
-    lease = _lease_or_404(pk)
+    lease, now = _lease_or_404(pk), timezone.now()
     revocations = queries.revocations_of(lease)
+    sessions = session_queries.of_lease(lease)
+    use = session_queries.uses([pk], now=now)[pk]
+    sampled = session_queries.sampled(lease.database) if lease.database else None
     context = {
+        "now": now,
         "lease": lease,
+        "sessions": sessions,
+        "use": use,
+        "unused": None if sessions else session_queries.why_none(lease, use, sampled),
+        "sampled": sampled,
+        "most": queries.PAGE,
         "could_read": _could_read(lease),
         "history": audit.queries.lease_history(lease),
-        "events": audit.queries.lease_events(lease, now=timezone.now()),
+        "events": audit.queries.lease_events(lease, now=now),
         "pod": queries.pod_of(lease),
         "account_deleted_at": queries.account_deleted_at(lease),
-        "syncs": audit.queries.consumers_of(lease, now=timezone.now()),
+        "syncs": audit.queries.consumers_of(lease, now=now),
         "findings": findings.concerning(lease),
         "revocations": revocations,
         "running": next((row for row in revocations if row.open), None),
@@ -77,7 +87,8 @@ def revoke(request: PageRequest, pk: int) -> HttpResponse:
             messages.info(request, "The lease had ended before: nothing was left to revoke.")
             return redirect("leases-detail", pk=pk)
         return redirect("actions-receipt", pk=action.pk)
-    return render(request, "leases/revoke.html", {"lease": lease, "form": form})
+    context = {"lease": lease, "form": form, "open_sessions": session_queries.open_of_lease(lease)}
+    return render(request, "leases/revoke.html", context)
 
 
 def _could_read(lease: Lease) -> dict[str, str]:

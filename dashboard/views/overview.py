@@ -22,6 +22,7 @@ def overview(request: PageRequest) -> HttpResponse:
     context = {
         "now": now,
         "version": version,
+        "part": bool(request.htmx),
         "live": live_matrix(queries.live_counts()),
         "ending_next": queries.ending_next(limit=FEW),
         "newest": queries.newest(limit=FEW),

@@ -9,6 +9,7 @@ from django.utils import timezone
 
 import audit.queries
 from audit.batch import OLDEST
+from audit.findings import queries as findings
 from dashboard.access import PageRequest, may_read, needs
 from dashboard.tables import readable, total
 from leases import queries
@@ -19,7 +20,7 @@ DAY = timedelta(days=1)
 @needs(may_read)
 def index(request: PageRequest) -> HttpResponse:
     now = timezone.now()
-    version = queries.ledger_version(now=now)
+    version = f"{queries.ledger_version(now=now)}.{findings.version()}"
     if request.htmx and request.GET.get("version") == version:
         return HttpResponse(status=204)
     status = {(source.kind, source.name): source for source in queries.sources(now=now)}
@@ -29,6 +30,7 @@ def index(request: PageRequest) -> HttpResponse:
     context = {
         "now": now,
         "version": version,
+        "part": bool(request.htmx),
         "vaults": [
             (row, status["vault", row.name], costs.get(row.pk), put_off.get(row.pk, [])) for row in queries.vaults()
         ],

@@ -173,6 +173,8 @@ class Lease(models.Model):
             models.Index(*NEWEST_FIRST, name="lease_of_no_database", condition=Q(database=None)),
             # queries.leases_page() of a service account
             models.Index(F("service_account"), *NEWEST_FIRST, name="lease_of_account"),
+            # session_queries.pod_holdings()
+            models.Index(F("pod_uid"), *NEWEST_FIRST, name="lease_of_pod", condition=~Q(pod_uid="")),
             # queries.live_counts() and ledger_version(), which read nothing but this index
             models.Index(
                 fields=["vault", "database", "certainty", "state"],

@@ -128,6 +128,21 @@ class Session(models.Model):
             models.Index(F("lease"), F("started_at").desc(), F("id").desc(), name="session_of_lease"),
             # sessions of a database, newest first
             models.Index(F("database"), F("started_at").desc(), F("id").desc(), name="session_of_database"),
+            # session_queries.sessions_page(): open ones, those without a lease; watching(), open_by_database()
+            models.Index(
+                F("database"),
+                F("started_at").desc(),
+                F("id").desc(),
+                name="session_open_of_database",
+                condition=Q(ended_at=None),
+            ),
+            models.Index(
+                F("database"),
+                F("started_at").desc(),
+                F("id").desc(),
+                name="session_untied_of_database",
+                condition=Q(lease=None),
+            ),
             # exports of a period
             models.Index(fields=["started_at", "id"], name="session_started"),
             # what a sample may show to have ended. Without a time: each sample moves those of all open sessions, and what no index

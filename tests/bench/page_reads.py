@@ -57,6 +57,7 @@ def cases(ground: Ground) -> Cases:
     rejected = RejectedLine.objects.values_list("stream_id", "pk")[0]
     irrevocable = list(Lease.objects.filter(state="irrevocable").values_list("pk", flat=True))
     running = list(Revocation.objects.filter(state="verifying").values_list("action_id", flat=True))
+    pods = list(Lease.objects.exclude(pod_uid="").order_by("-id").values_list("cluster", "pod_uid")[:1000])
     actions = list(Action.objects.order_by("at").values_list("pk", "at"))
 
     def lease(dice: Random) -> int:
@@ -65,6 +66,10 @@ def cases(ground: Ground) -> Cases:
     def before(dice: Random) -> str:
         at = ground.from_at + timedelta(days=DAYS) * dice.random()
         return str(queries.Cursor(at, str(FIRST_LEASE + ground.leases)))
+
+    def session_before(dice: Random) -> str:
+        at = ground.from_at + timedelta(days=DAYS) * dice.random()
+        return str(queries.Cursor(at, "1000000000"))
 
     def moment(dice: Random) -> str:
         return f"{ground.from_at + timedelta(days=DAYS) * dice.random():%Y-%m-%dT%H:%M:%S}"
@@ -113,6 +118,22 @@ def cases(ground: Ground) -> Cases:
         "/databases 24 h": lambda _: "/databases",
         "/databases 7 d": lambda _: "/databases?period=7d",
         "/databases, holders of one, 7 d": lambda d: f"/databases?period=7d&database={d.choice(keys)}",
+        "/databases/N": lambda d: f"/databases/{d.choice(keys[:-1])}",
+        "/databases/N deep": lambda d: f"/databases/{d.choice(keys[:-1])}?before={session_before(d)}",
+        "/databases/N open": lambda d: f"/databases/{d.choice(keys[:-1])}?state=open&before={session_before(d)}",
+        "/databases/N ended": lambda d: f"/databases/{d.choice(keys[:-1])}?state=ended",
+        "/databases/N from elsewhere": lambda d: f"/databases/{d.choice(keys[:-1])}?place=elsewhere",
+        "/databases/N not judged": lambda d: f"/databases/{d.choice(keys[:-1])}?place=not+judged",
+        "/databases/N without a lease": lambda d: (
+            f"/databases/{d.choice(keys[:-1])}?lease=none&before={session_before(d)}"
+        ),
+        "/databases/N of an address": lambda d: f"/databases/{d.choice(keys[:-1])}?address=10.0.0.{d.randrange(250)}",
+        "/databases/N without a hit": lambda d: f"/databases/{d.choice(keys[:-1])}?user=nobody-{d.random()}",
+        "/pods/C/U": lambda d: "/pods/{}/{}".format(*d.choice(pods)),
+        "/findings": lambda d: f"/findings?state={d.choice(('open', 'any'))}",
+        "/access-review 7 days": lambda d: f"/access-review?database={database(d)}&days=7",
+        "/access-review 30 days": lambda d: f"/access-review?database={database(d)}",
+        "/access-review 90 days": lambda d: f"/access-review?database={database(d)}&days=90",
         "/access": lambda d: f"/access?database={database(d)}&at={moment(d)}",
         "/access now": lambda d: f"/access?database={database(d)}",
         "/access of no known database": lambda d: f"/access?database=unknown&at={moment(d)}",

@@ -15,7 +15,7 @@ from django.utils import timezone
 
 from audit import intern, partitions
 from audit.models import RawBlock
-from leases.models import AuthMount, Cluster, Database, DatabaseRole, SourceState, Vault
+from leases.models import AuthMount, Cluster, Database, DatabaseRole, DatabaseServer, SourceState, Vault
 from leases.models.sources import SourceKind
 from tests import factories
 from tests.bench.figures import Void, progress
@@ -104,6 +104,12 @@ def lay(*, leases: int) -> Ground:
     for statement in LEASES:
         _run(statement, values)
     _run(ACTIONS, values)
+    progress("their sessions")
+    servers = [DatabaseServer.objects.create(identity=f"postgresql {n}", started_at=from_at) for n in range(4)]
+    for row in databases:
+        factories.sampling(row, server=servers[row.pk % 4])
+    for statement in SESSIONS:
+        _run(statement, {**values, "servers": [row.pk for row in servers]})
     _check_digests()
     for kind, names in {
         SourceKind.VAULT: ["bench"],
@@ -226,6 +232,36 @@ LEASES = [
     INSERT INTO audit_attributionchange (at, vault, lease_id, certainty_before, certainty, reason, cluster, pod_namespace, pod, pod_uid, service_account)
     SELECT at + make_interval(secs => step), 'bench', lease_id, '', certainty, 'a reason', '', '', '', '', ''
     FROM made, generate_series(1, 2) AS step
+    """,
+]
+# three in four leases were used, by up to three sessions; of one in ten the user was not known; one in a thousand was used from elsewhere;
+# each database was sampled with some holes
+SESSIONS = [
+    """
+    INSERT INTO leases_session (
+      server_id, key, database_id, database_name, database_user, user_oid, pid, started_at, start_is_known, address, port, application,
+      state, sampled, logged, first_seen_at, last_seen_at, ended_at, end_known_by, lease_id, place, place_reason)
+    SELECT (%(servers)s::bigint[])[1 + database %% 4], i || '.' || n, (%(databases)s::bigint[])[1 + database], 'app',
+      'v-kubernet-team-rw-' || substr(md5('user' || i), 1, 20), 16384 + i, i, at + make_interval(secs => 5 * n), true, '10.0.0.' || i %% 250, 40000 + i %% 20000,
+      'app-' || account, '', true, i %% 2 = 0, at + make_interval(secs => 5 * n), at + make_interval(secs => 60 * n),
+      CASE WHEN NOT live OR n > 1 THEN at + make_interval(secs => 60 * n) END, CASE WHEN NOT live OR n > 1 THEN 'no longer seen' ELSE '' END,
+      CASE WHEN i %% 10 <> 9 THEN 1000000 + i END,
+      CASE WHEN i %% 10 = 9 THEN 'not judged' WHEN i %% 1000 = 7 THEN 'elsewhere' ELSE 'holder' END, 'a reason'
+    FROM made, generate_series(1, 3) AS n WHERE n <= h %% 4 ORDER BY at
+    """,
+    """
+    INSERT INTO leases_sampledperiod (database_id, logged, from_at, to_at)
+    SELECT d, n %% 5 = 0, %(from)s + n * interval '7 hours', %(from)s + n * interval '7 hours' + interval '6 hours 59 minutes'
+    FROM unnest(%(databases)s::bigint[]) AS d, generate_series(0, 100) AS n
+    """,
+    """
+    INSERT INTO leases_pod (cluster_id, uid, namespace, name, service_account, node, host_network, phase, owner_kind, owner_name, owner_uid,
+      workload_kind, workload_name, annotations, fetcher, secrets, started_at)
+    SELECT c.id, pod_uid, min(pod_namespace), min(pod), min(service_account), 'node', false, 'Running', '', '', '', '', '', '{}', false, '[]', min(first_seen_at)
+    FROM leases_lease l JOIN leases_cluster c ON c.name = l.cluster WHERE pod_uid <> '' GROUP BY 1, 2
+    """,
+    """
+    INSERT INTO leases_podaddress (pod_id, address, from_at) SELECT id, ('10.0.0.' || id %% 250)::inet, started_at FROM leases_pod
     """,
 ]
 ACTIONS = """

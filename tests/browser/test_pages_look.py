@@ -11,6 +11,7 @@ from pytest_django.live_server_helper import LiveServer
 from demo.postgres import Postgres
 from demo.processes import free_port
 from leases.models import Lease
+from leases.models.sessions import Place
 from leases.models.sources import SourceKind
 from tests import factories
 from tests.browser.conftest import Watch, log_in, shoot
@@ -54,6 +55,15 @@ def test_every_page_with_data(site: str, scene: dict[str, Any], page: Page) -> N
         "finding-closed": f"/findings/{scene['closed_finding'].pk}",
         "actions": "/actions",
         "databases": "/databases",
+        "lease-guessed": f"/leases/{scene['guessed'].pk}",
+        "database": f"/databases/{scene['database'].pk}",
+        "database-elsewhere": f"/databases/{scene['database'].pk}?place=elsewhere",
+        "database-filter-without-hit": f"/databases/{scene['database'].pk}?address=192.0.2.1",
+        "database-not-sampled": f"/databases/{scene['billing'].pk}",
+        "pod": f"/pods/demo/{scene['pod'].uid}",
+        "review": "/access-review?database=demo/database/orders",
+        "review-not-sampled": "/access-review?database=demo/database/billing&days=7",
+        "review-choose": "/access-review",
         "access": "/access?database=demo/database/orders",
         "access-compared": "/access?database=demo/database/orders&to=2026-11-20T12:00&show=lost",
         "access-choose": "/access",
@@ -76,10 +86,15 @@ def test_every_page_without_anything(site: str, page: Page) -> None:
         "empty-actions": "/actions",
         "empty-databases": "/databases",
         "empty-access": "/access",
+        "empty-review": "/access-review",
         "empty-sources": "/sources",
     }.items():
         page.goto(site + path)
         shoot(page, name)
+    page.goto(f"{site}/databases/{factories.database('fresh', monitored=False).pk}")
+    shoot(page, "empty-database")
+    page.goto(f"{site}/access-review?database=demo/database/fresh")
+    shoot(page, "empty-review-of-a-database")
     page.goto(f"{site}/sources/streams/{factories.stream('new', path='').pk}/")
     shoot(page, "empty-stream")
 
@@ -224,6 +239,8 @@ def test_a_streams_hours_and_a_rejected_line_are_reached_with_the_keyboard_alone
 def test_pages_read_without_javascript(live_server: LiveServer, page: Page) -> None:
     factories.user("operator", "responder")
     scene = factories.scene()
+    # so that there is a day before, whatever the time of day
+    factories.coverage(scene["stream"], hours_ago=30)
     assert page.context.browser is not None
     context = page.context.browser.new_context(java_script_enabled=False)
     plain = context.new_page()
@@ -236,6 +253,14 @@ def test_pages_read_without_javascript(live_server: LiveServer, page: Page) -> N
     plain.get_by_label("Reason").fill("without JavaScript")
     plain.get_by_role("button", name="Revoke this lease").click()
     expect(plain.get_by_role("heading", name="Revoking")).to_be_visible()
+    plain.goto(f"{live_server.url}/databases/{scene['database'].pk}")
+    plain.get_by_label("Came from").select_option("from elsewhere")
+    plain.get_by_role("button", name="Filter").click()
+    expect(plain.locator("tbody tr[id]")).to_have_count(1)
+    plain.goto(f"{live_server.url}/access-review")
+    plain.get_by_label("Database", exact=True).select_option("demo/database/orders")
+    plain.get_by_role("button", name="Show").click()
+    expect(plain.get_by_role("link", name="shop/checkout")).to_be_visible()
     plain.goto(f"{live_server.url}/sources")
     plain.get_by_role("link", name="demo/file-a/bao-0", exact=True).click()
     plain.get_by_role("navigation", name="Days").get_by_role("link").first.click()
@@ -243,3 +268,35 @@ def test_pages_read_without_javascript(live_server: LiveServer, page: Page) -> N
     plain.get_by_role("link", name="Show line 0 of block 2").click()
     expect(plain.get_by_text("<b>torn</b>")).to_be_visible()
     context.close()
+
+
+def test_a_high_finding_appears_on_the_open_list_by_itself_and_filters_stay(site: str, page: Page) -> None:
+    factories.watched()
+    for number in range(30):
+        factories.finding(summary=f"finding {number}")
+    page.goto(f"{site}/findings?state=any")
+    page.get_by_label("Kind").select_option("lease explosion")
+    page.evaluate("window.scrollTo(0, 400)")
+    page.evaluate("window.stayed = true")
+    factories.finding(severity=3, summary="A credential for orders was used from elsewhere")
+    expect(page.get_by_text("A credential for orders was used from elsewhere")).to_be_attached(timeout=4000)
+    expect(page.locator("#findings-count")).to_contain_text("1 of high severity, 31 open")
+    assert page.evaluate("window.stayed")
+    assert page.evaluate("window.scrollY") > 300
+    expect(page.get_by_label("Kind")).to_have_value("lease explosion")
+
+
+def test_a_stolen_session_appears_on_the_databases_open_page_and_the_header_counts_it(site: str, page: Page) -> None:
+    factories.watched()
+    lease = factories.lease(age=60, left=600)
+    factories.sampling(factories.database())
+    page.goto(f"{site}/databases/{factories.database().pk}?state=open")
+    expect(page.get_by_text("No session fits this filter.")).to_be_visible()
+    stolen = factories.session(lease, age=1, place=Place.ELSEWHERE, address="127.30.0.99")
+    factories.finding(severity=3)
+    row = page.locator(f"#session-{stolen.pk}")
+    expect(row).to_contain_text("elsewhere", timeout=6000)
+    expect(page.get_by_text("Used from elsewhere than its holder")).to_be_visible()
+    expect(page.locator("#findings-count")).to_contain_text("1 of high severity")
+    row.get_by_role("link").click()
+    expect(page.get_by_role("heading", name="Sessions 1")).to_be_visible()

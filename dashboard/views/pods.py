@@ -1,0 +1,25 @@
+"""One pod: what it is, its addresses in time, the leases that it holds, and the sessions under them."""
+
+from django.http import Http404, HttpResponse
+from django.shortcuts import render
+
+from dashboard.access import PageRequest, may_read, needs
+from leases import queries, session_queries
+
+
+@needs(may_read)
+def detail(request: PageRequest, cluster: str, uid: str) -> HttpResponse:
+    found = session_queries.pod_holdings(cluster=cluster, uid=uid)
+    if found is None:
+        raise Http404
+    context = {
+        "cluster": cluster,
+        "uid": uid,
+        "pod": found.pod,
+        "told": found.leases[0] if found.leases else None,
+        "leases": found.leases[: queries.PAGE],
+        "more_leases": len(found.leases) > queries.PAGE,
+        "sessions": found.sessions,
+        "most": queries.PAGE,
+    }
+    return render(request, "pods/detail.html", context)
