@@ -340,6 +340,8 @@ SAVE = """
             pod = decided.pod,
             pod_uid = decided.pod_uid,
             attribution_open = decided.attribution_open,
+            -- where its sessions came from is judged by who holds it
+            sessions_due = lease.sessions_due OR decided.visible AND lease.database_user <> '',
             updated_at = CASE WHEN decided.visible THEN %s ELSE lease.updated_at END
         FROM decided
         WHERE lease.id = decided.id

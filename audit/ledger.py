@@ -16,6 +16,7 @@ from audit.models import Kind, Stream
 from audit.plan import Plan
 from audit.secrets import HMAC
 from leases.models import DatabaseRole
+from leases.models.sessions import TiedBy
 
 
 class Touched(NamedTuple):
@@ -72,17 +73,19 @@ def take_reads(stream: Stream, halves: list[Half], *, now: datetime) -> set[int]
         for half in halves
     }
     columns = [list(column) for column in zip(*(rows[lease_id] for lease_id in sorted(rows)), strict=True)]
+    guess = TiedBy.TIME_AND_NAME
     read_by = [(half.lease_id, ids[device, epoch, half.accessor]) for half in halves if half.accessor]
     with connection.cursor() as cursor:
         cursor.execute(
             """
             INSERT INTO leases_lease AS l (
               vault_id, first_seen_at, updated_at, lookup_due_at, lease_id, vault_namespace, mount, role, database_id,
-              database_user, request_id, accessed_at, issued_at, source_ip, login_id,
+              database_user, database_user_by, sessions_due, request_id, accessed_at, issued_at, source_ip, login_id,
               state, renewals, renewable, revoke_error, end_reason, end_evidence, end_seen_reason, end_seen_evidence,
               certainty, certainty_reason, cluster, service_account_namespace, service_account, pod_namespace, pod, pod_uid,
               attribution_open)
-            SELECT %s, %s, %s, %s, u.lease_id, u.vault_namespace, u.mount, u.role, u.database, u.database_user, u.request_id,
+            SELECT %s, %s, %s, %s, u.lease_id, u.vault_namespace, u.mount, u.role, u.database, u.database_user,
+              CASE WHEN u.database_user <> '' THEN %s ELSE '' END, u.database_user <> '', u.request_id,
               u.at, u.at, u.source_ip, k.login_id,
               'live', 0, false, '', '', '', '', '', 'unknown', '', '', '', '', '', '', '', true
             FROM unnest(%s::text[], %s::text[], %s::text[], %s::text[], %s::bigint[], %s::text[], %s::text[],
@@ -97,13 +100,20 @@ def take_reads(stream: Stream, halves: list[Half], *, now: datetime) -> set[int]
               -- the lease API knows it better, where it was asked
               issued_at = CASE WHEN l.looked_up_at IS NULL THEN LEAST(l.issued_at, excluded.issued_at)
                                ELSE COALESCE(l.issued_at, excluded.issued_at) END,
-              database_user = COALESCE(NULLIF(l.database_user, ''), excluded.database_user),
+              -- what was guessed gives way
+              (database_user, database_user_by, sessions_due) = (
+                SELECT excluded.database_user, excluded.database_user_by, true
+                WHERE excluded.database_user <> '' AND l.database_user_by IN ('', %s)
+                UNION ALL
+                SELECT l.database_user, l.database_user_by, l.sessions_due
+                WHERE excluded.database_user = '' OR l.database_user_by NOT IN ('', %s)
+              ),
               attribution_open = true,
               updated_at = excluded.updated_at
             WHERE l.request_id = '' OR l.accessed_at > excluded.accessed_at
-              OR (l.database_user = '' AND excluded.database_user <> '')
+              OR (l.database_user_by IN ('', %s) AND excluded.database_user <> '')
             """,
-            [vault.pk, now, now, now, *columns],
+            [vault.pk, now, now, now, TiedBy.PLAIN, *columns, guess, guess, guess],
         )
         cursor.execute("SELECT id FROM leases_lease WHERE vault_id = %s AND lease_id = ANY(%s)", [vault.pk, columns[0]])
         found = {row[0] for row in cursor.fetchall()}

@@ -294,6 +294,8 @@ def _count(stream: Stream, told: Counts) -> None:
     stream.save(update_fields=["lines", "parts", "duplicates", "rejected", "conflicts", "last_line_at"])
 
 
+# a name that stands plain in a line is better than none or a guess; what a hash told meanwhile stays
+_PLAIN = "s.database_user_by = 'plain name in the log' AND l.database_user_by IN ('', 'time and name')"
 # what events tell of a lease, as it is now (s) beside what the lease API said (l)
 _TOLD = {
     "request_id": "s.request_id",
@@ -302,7 +304,9 @@ _TOLD = {
     "unwrapped_from": "s.unwrapped_from",
     "login_id": "s.login_id",
     "renewals": "s.renewals",
-    "database_user": "COALESCE(NULLIF(l.database_user, ''), s.database_user)",
+    "database_user": f"CASE WHEN {_PLAIN} THEN s.database_user ELSE l.database_user END",
+    "database_user_by": f"CASE WHEN {_PLAIN} THEN s.database_user_by ELSE l.database_user_by END",
+    "sessions_due": f"l.sessions_due OR ({_PLAIN})",
     "issued_at": "CASE WHEN l.looked_up_at IS NULL THEN s.issued_at ELSE COALESCE(l.issued_at, s.issued_at) END",
     "last_renewal_at": "CASE WHEN l.looked_up_at IS NULL THEN s.last_renewal_at ELSE l.last_renewal_at END",
 }

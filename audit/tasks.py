@@ -9,7 +9,7 @@ from celery import shared_task
 from django.db import DataError, OperationalError
 from django.utils import timezone
 
-from audit import attribute, dblog, follow, heads, polls, retention, unexplained, users
+from audit import attribute, dblog, follow, guess, heads, polls, retention, sessions, unexplained, users
 from audit.findings import watch as findings
 from audit.ingest import Rebuilding, ingest_all, is_passing, position_of
 from audit.models import DatabaseLog, Device, Receiver, Stream
@@ -17,7 +17,7 @@ from audit.notices import queries as notices
 from audit.notices import send
 from audit.secrets import RawSecret
 from leases import health
-from leases.models import Database, OwnRequest
+from leases.models import Database, OwnRequest, Vault
 from leases.models.sources import SourceKind
 from leases.tasks import TURN_SECONDS
 from leases.turns import turn
@@ -128,7 +128,7 @@ def follow_database_log(log_id: int) -> None:
 
 @shared_task
 def match_database_users() -> None:
-    """Which database user belongs to which lease, for every database with a monitoring account."""
+    """Which database user belongs to which lease: of users and sessions that came in lately, and of databases that nobody samples."""
     for database in Database.objects.exclude(monitor=None).select_related("vault").order_by("id"):
         now = timezone.now()
         vault = database.vault
@@ -140,9 +140,49 @@ def match_database_users() -> None:
             if mine:
                 names: list[str] = []
                 with health.asking(SourceKind.DATABASE, database.path, vouches=False):
-                    names = users.unknown_names(database)
+                    names = users.unknown_names(database, now=now)
                 with health.asking(SourceKind.VAULT, vault.name, vouches=False):
                     users.match(database, names, now=now)
+    ask_vaults()
+    with turn("tie users", 0) as mine:
+        if mine:
+            users.tie(now=timezone.now())
+
+
+@shared_task
+def match_left_over_users() -> None:
+    """The same for all that are left, also by salts that are new; what no hash tells may be told by time and name."""
+    ask_vaults(all_of_them=True)
+    with turn("tie users", 0) as mine:
+        if mine:
+            users.tie(now=timezone.now())
+            users.forget(now=timezone.now())
+            guess.guess(now=timezone.now())
+            users.look_up_leases_of_gone(now=timezone.now())
+
+
+def ask_vaults(*, all_of_them: bool = False) -> None:
+    """Asks every vault about users whose lease is not known."""
+    for vault in Vault.objects.filter(retired=False).exclude(observe=None).order_by("id"):
+        now = timezone.now()
+        if not health.may_ask(SourceKind.VAULT, vault.name, now=now):
+            continue
+        with turn("ask about users", vault.pk) as mine:
+            if mine:
+                with health.asking(SourceKind.VAULT, vault.name, vouches=False):
+                    users.ask(vault, users.names_for(vault, now=now, all_of_them=all_of_them), now=now)
+
+
+@shared_task(soft_time_limit=25, time_limit=30)
+def tie_sessions() -> None:
+    """Which lease a session is of, and whether it came from where that lease's holder was."""
+    with turn("sessions", 0) as mine:
+        judged = sessions.tie_and_judge(now=timezone.now()) if mine else None
+    if judged and judged.elsewhere:
+        log.warning("%s sessions came from elsewhere than where their lease's holder was", judged.elsewhere)
+    if judged and judged.is_news:
+        # here and now: the queue that findings are looked for in may be busy
+        look_for_findings(at_once=True)
 
 
 @shared_task
@@ -205,10 +245,13 @@ def check_polls() -> None:
 
 
 @shared_task(soft_time_limit=25, time_limit=30)
-def look_for_findings() -> None:
-    """Runs the rules and opens, changes and closes findings."""
+def look_for_findings(at_once: bool = False) -> None:
+    """Runs the rules and opens, changes and closes findings. `at_once`: there is news, so another's turn is waited for."""
     with turn("findings", 0) as mine:
         looked = findings.look(now=timezone.now()) if mine else None
+    if looked is None and at_once:
+        # it may have read its facts before the news
+        look_for_findings.apply_async((True,), countdown=1)
     if looked and (looked.opened or looked.reopened):
         log.warning("findings: %s opened, %s open again, %s open", looked.opened, looked.reopened, looked.open)
 

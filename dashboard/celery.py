@@ -26,6 +26,8 @@ app.conf.beat_schedule = {
     "sample-databases": _every("leases.tasks.sample_databases", 1.0),
     "look-up-due-leases": _every("leases.tasks.look_up_due_leases", 1.0),
     "match-database-users": _every("audit.tasks.match_database_users", 2.0),
+    "match-left-over-users": _every("audit.tasks.match_left_over_users", 60.0),
+    "tie-sessions": _every("audit.tasks.tie_sessions", 2.0),
     "attribute-open": _every("audit.tasks.attribute_open", 1.0),
     "explain-revocations": _every("audit.tasks.explain_revocations", 5.0),
     "check-vaults": _every("leases.tasks.check_vaults", 5.0),

@@ -183,6 +183,8 @@ CELERY_TASK_ROUTES = {
     "leases.tasks.sample_database": {"queue": "watch"},
     "audit.tasks.attribute_open": {"queue": "watch"},
     "audit.tasks.match_database_users": {"queue": "watch"},
+    "audit.tasks.match_left_over_users": {"queue": "watch"},
+    "audit.tasks.tie_sessions": {"queue": "watch"},
     "audit.tasks.explain_revocations": {"queue": "watch"},
     "audit.tasks.follow_streams": {"queue": "leases"},
     "audit.tasks.follow_database_logs": {"queue": "leases"},

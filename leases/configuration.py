@@ -15,7 +15,8 @@ from django.db import transaction
 
 from leases import databases, health
 from leases.identity import KUBERNETES_CLAIMS, identify_again
-from leases.models import AuthMount, Cluster, Database, Policy, Vault
+from leases.models import AuthMount, Cluster, Database, Policy, Session, Vault
+from leases.models.sessions import Place as SessionPlace
 from leases.models.sources import SourceKind
 
 # nothing of the last 30 days can be dropped: the database's own functions refuse it (audit/migrations/0005)
@@ -520,6 +521,7 @@ def apply(configuration: Configuration) -> None:
     # a mount that is registered no more must not lend identity to later logins
     AuthMount.objects.exclude(pk__in=kept_mounts).delete()
     monitored, named = [], []
+    allowed = {row.pk: (row.nat, row.poolers) for row in Database.objects.all()}
     for database_config in configuration.databases:
         row_, _ = Database.objects.update_or_create(
             vault=vaults[database_config.vault],
@@ -535,6 +537,10 @@ def apply(configuration: Configuration) -> None:
             },
         )
         named.append(row_.pk)
+        if (row_.nat, row_.poolers) != allowed.get(row_.pk, ([], [])):
+            # what is allowed now was perhaps a finding, and the other way round
+            places = [SessionPlace.ELSEWHERE, SessionPlace.NAT, SessionPlace.POOLER]
+            Session.objects.filter(database=row_, place__in=places).update(place_open=True)
         if row_.monitor:
             monitored.append(row_.pk)
     Database.objects.exclude(pk__in=monitored).update(monitor=None)

@@ -14,6 +14,7 @@ from leases import clients, lookups
 from leases.errors import SourceError
 from leases.models import Action, ActionStep, EndReason, Lease, LeaseState, Revocation
 from leases.models.actions import OPEN_REVOCATION_STATES, TRANSITIONS, Outcome, RevocationState
+from leases.models.sessions import TiedBy
 from leases.vault import RevocationFailed, VaultError
 
 log = logging.getLogger(__name__)
@@ -239,6 +240,12 @@ def user_gone(lease: Lease) -> tuple[Outcome, str]:
             Outcome.UNVERIFIED,
             "Which database user belongs to this lease is not known, so it was not checked. "
             "Give the database a monitoring account (docs/install.md), or list its roles yourself.",
+        )
+    if lease.database_user_by == TiedBy.TIME_AND_NAME:
+        return (
+            Outcome.UNVERIFIED,
+            f"That {lease.database_user} is this lease's user is a guess by time and name, so it was not checked. "
+            "Look for it among the database's roles yourself.",
         )
     if lease.database is None:
         return Outcome.UNVERIFIED, f"The database of {lease.database_user} is not known, so it was not checked."

@@ -73,7 +73,7 @@ _LOGINS = f"""
 """
 # the same of leases, and when somebody asked for a lookup
 _LEASE = """
-    lease_id, vault_namespace, mount, role, database_user, state, renewals, renewable, revoke_error, end_reason, end_evidence,
+    lease_id, vault_namespace, mount, role, database_user, database_user_by, state, renewals, renewable, revoke_error, end_reason, end_evidence,
     end_seen_reason, end_seen_evidence, request_id, source_ip, unwrapped_from, certainty, certainty_reason, cluster, service_account_namespace,
     service_account, pod_namespace, pod, pod_uid, attribution_open, issued_at, expires_at, last_renewal_at, ended_at, end_seen_at,
     accessed_at, looked_up_at
@@ -117,7 +117,9 @@ def dump_of_rows(vault: Vault) -> dict[str, list[Row]]:
         "sightings": _rows(_SIGHTINGS, vault),
         "coverage": _rows(_COVERAGE, vault),
         "logins": _rows("SELECT * FROM leases_login WHERE vault_id = %s", vault),
-        "leases": _rows("SELECT to_jsonb(l) - 'updated_at' FROM leases_lease l WHERE vault_id = %s", vault),
+        "leases": _rows(
+            "SELECT to_jsonb(l) - 'updated_at' - 'sessions_due' FROM leases_lease l WHERE vault_id = %s", vault
+        ),
         "streams": _rows(
             "SELECT to_jsonb(m) FROM audit_stream m JOIN audit_device d ON d.id = m.device_id WHERE d.vault_id = %s",
             vault,

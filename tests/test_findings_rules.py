@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from audit.findings import kinds, log_rules, rules
+from audit.findings import kinds, log_rules, rules, session_rules
 from audit.findings.found import Account, Found, Role, span
 from audit.findings.log_rules import Identity
 from audit.findings.watch import change_of
@@ -241,3 +241,105 @@ def test_each_kind_says_what_it_means_and_what_to_do_and_stands_in_the_docs() ->
         assert kinds.MEANS[kind].endswith(".")
         assert kinds.DO[kind].endswith(".")
         assert f"## {kind.value.lower()}" in docs, kind
+
+
+# --- sessions, users and logins ----------------------------------------------------------------------------------
+
+TRAVELLED = session_rules.Travelled(
+    "demo",
+    7,
+    "database/creds/my-role/abc",
+    "shop/checkout-1",
+    ACCOUNT,
+    ROLE,
+    sessions=1,
+    going_on=1,
+    newest_at=NOW,
+    addresses=("203.0.113.9",),
+    culprit="",
+)
+
+
+def test_a_credential_that_travelled_is_a_high_finding_of_its_lease_that_names_who_used_it() -> None:
+    assert not list(session_rules.a_credential_is_used_from_elsewhere(replace(TRAVELLED, sessions=0)))
+    (found,) = session_rules.a_credential_is_used_from_elsewhere(TRAVELLED)
+    assert (found.kind, found.severity, found.key) == (
+        FindingKind.ELSEWHERE,
+        Severity.HIGH,
+        "lease demo database/creds/my-role/abc",
+    )
+    assert found.summary == "The credential of shop/checkout-1 for orders as my-role was used from 203.0.113.9"
+    assert (found.culprit, found.account, found.evidence[0].lease) == ("203.0.113.9", ACCOUNT, 7)
+    (found,) = session_rules.a_credential_is_used_from_elsewhere(replace(TRAVELLED, guessed=True))
+    assert found.severity == Severity.MEDIUM
+    known = replace(TRAVELLED, culprit="tools/debug-7", addresses=("10.0.0.9", "10.0.0.8"), sessions=4, going_on=0)
+    (found,) = session_rules.a_credential_is_used_from_elsewhere(known)
+    assert found.summary.endswith("was used from 10.0.0.9 (tools/debug-7) and 1 other address")
+    assert (found.culprit, found.weight) == ("tools/debug-7", 4)
+    assert "4 sessions from elsewhere, all have ended" in words(found)
+
+
+STRAY = session_rules.StrayLogins(
+    ACCOUNT, "203.0.113.9", "", logins=2, newest_at=NOW, seen_directly=True, other_accounts=0
+)
+
+
+@pytest.mark.parametrize(
+    "stray",
+    [
+        # a proxy: others log in from there too
+        replace(STRAY, other_accounts=2),
+        replace(STRAY, other_accounts=2, pod="mesh/gateway-1"),
+        # NAT: none of its pods is ever seen directly
+        replace(STRAY, seen_directly=False),
+    ],
+)
+def test_what_stands_between_pods_and_vault_is_no_stray_login(stray: session_rules.StrayLogins) -> None:
+    assert not list(session_rules.logins_came_from_no_pod_of_their_service_account([stray]))
+    assert not list(session_rules.logins_came_from_no_pod_of_their_service_account([]))
+
+
+def test_stray_logins_are_one_finding_of_their_service_account() -> None:
+    other = replace(STRAY, address="10.0.0.9", pod="tools/debug-7", seen_directly=False, newest_at=NOW - MINUTE)
+    (found,) = session_rules.logins_came_from_no_pod_of_their_service_account([other, STRAY])
+    assert (found.kind, found.severity, found.key) == (FindingKind.LOGIN_ELSEWHERE, Severity.MEDIUM, ACCOUNT.key)
+    assert (found.weight, found.newest_at, found.culprit) == (4, NOW, "203.0.113.9")
+    assert found.summary.startswith("shop/checkout logged in from 203.0.113.9 (no pod) and 1 other address")
+
+
+GHOSTS = session_rules.Ghosts("demo", "pg-1", "orders", users=1, with_sessions=0, unsure=0, newest_at=NOW)
+
+
+def test_users_without_a_lease_are_grave_where_somebody_uses_them() -> None:
+    assert not list(session_rules.database_users_have_no_lease(replace(GHOSTS, users=0, unsure=9)))
+    (found,) = session_rules.database_users_have_no_lease(GHOSTS)
+    assert (found.severity, found.summary) == (
+        Severity.MEDIUM,
+        "1 user of orders has no lease: Vault will never drop it",
+    )
+    (found,) = session_rules.database_users_have_no_lease(replace(GHOSTS, users=3, with_sessions=2, unsure=4))
+    assert found.severity == Severity.HIGH
+    assert "2 users with open sessions" in words(found)
+    assert "4 more users not counted" in words(found)
+
+
+def test_leases_without_a_user_weigh_by_how_long_they_last() -> None:
+    soon = session_rules.Zombies(ROLE, 1, 30 * MINUTE)
+    assert not list(session_rules.live_leases_have_no_database_user(replace(soon, leases=0)))
+    found = [
+        next(session_rules.live_leases_have_no_database_user(replace(soon, longest=longest))).severity
+        for longest in (30 * MINUTE, 90 * MINUTE, None)
+    ]
+    assert found == [Severity.LOW, Severity.MEDIUM, Severity.MEDIUM]
+
+
+def test_a_session_that_outlives_a_revocation_made_here_is_grave() -> None:
+    outliving = session_rules.Outliving("demo", "lease demo x", "shop/a on orders", ACCOUNT, 1, False, NOW)
+    assert not list(session_rules.sessions_outlive_their_user(replace(outliving, sessions=0)))
+    (found,) = session_rules.sessions_outlive_their_user(outliving)
+    assert (found.severity, found.summary) == (
+        Severity.MEDIUM,
+        "1 session of shop/a on orders goes on, though the user was dropped or the lease ended",
+    )
+    (found,) = session_rules.sessions_outlive_their_user(replace(outliving, revoked_here=True, sessions=2))
+    assert (found.severity, "2 sessions of shop/a on orders go on" in found.summary) == (Severity.HIGH, True)

@@ -24,6 +24,11 @@ MEANS: dict[str, str] = {
     K.WATCH_GAP: "While pods are not watched, an address cannot be tied to a pod for sure.",
     K.CONFLICT: "Two lines bear the same request id and say different things. One of them is not what Vault did.",
     K.REVOCATION_FAILED: "A person wanted this lease gone, and it is not proven that it is.",
+    K.ELSEWHERE: "A session under this lease's database user came from where its holder was not: somebody else has the credential.",
+    K.LOGIN_ELSEWHERE: "A service account's token was used to log in from where none of its pods was.",
+    K.GHOST_USER: "A user that Vault made is still in the database, and no lease will ever end it.",
+    K.NO_USER: "Vault still holds a lease whose database user is gone: the credential does not work, and whoever holds it may not know.",
+    K.USER_VANISHED: "Dropping a user does not close its sessions: whoever has one goes on with what it may do.",
 }
 
 DO: dict[str, str] = {
@@ -56,4 +61,12 @@ DO: dict[str, str] = {
     K.CONFLICT: "Compare the two lines (the stream's page names them) with the file on the node. If a line was forged, the file was "
     "written by something other than Vault.",
     K.REVOCATION_FAILED: "Open the action: it says which step failed and what to do. Until then treat the credentials as usable.",
+    K.ELSEWHERE: "If the address is that of NAT or a pooler, name it under nat or poolers of the database in leasehold.toml. Else treat the "
+    "credential as stolen: revoke the lease, end its sessions in the database, and look at both ends that the evidence names.",
+    K.LOGIN_ELSEWHERE: "Look at the leases that the login read. If the address is not yours, treat the service account's token as stolen: delete "
+    "the pod that it is bound to, disable the entity in Vault and revoke its leases.",
+    K.GHOST_USER: "See that nobody uses it, then drop it in the database (DROP OWNED BY and DROP ROLE). Forced revocations "
+    "(revoke-force) leave such users behind, and so does a database that is restored from a backup.",
+    K.NO_USER: "Find out who dropped the user. Revoke the lease, so that its holder reads a new one.",
+    K.USER_VANISHED: "End the session in the database (pg_terminate_backend). For good: let the role's revocation statements end them.",
 }

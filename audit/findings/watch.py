@@ -9,7 +9,7 @@ from typing import Any
 from django.db import transaction
 from django.db.models import Q
 
-from audit.findings import facts, log_facts, log_rules, rules
+from audit.findings import facts, log_facts, log_rules, rules, session_facts, session_rules
 from audit.findings.found import Found
 from audit.models.findings import Finding, FindingChange, Look
 from audit.notices.queue import queue
@@ -90,6 +90,16 @@ def found_now(*, now: datetime) -> Iterator[Found]:
         yield from log_rules.the_pod_watch_had_a_gap(watched)
     for revocation in log_facts.failed_revocations(now=now):
         yield from log_rules.a_revocation_did_not_end_its_lease_for_sure(revocation)
+    for travelled in session_facts.travelled(now=now):
+        yield from session_rules.a_credential_is_used_from_elsewhere(travelled)
+    for outliving in session_facts.outliving(now=now):
+        yield from session_rules.sessions_outlive_their_user(outliving)
+    for ghosts in session_facts.ghosts(now=now):
+        yield from session_rules.database_users_have_no_lease(ghosts)
+    for zombies in session_facts.zombies(now=now):
+        yield from session_rules.live_leases_have_no_database_user(zombies)
+    for strays in session_facts.stray_logins(now=now):
+        yield from session_rules.logins_came_from_no_pod_of_their_service_account(strays)
 
 
 def look(*, now: datetime) -> Looked:

@@ -8,7 +8,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("audit", "0012_database_logs"),
+        ("audit", "0013_places"),
     ]
 
     operations = [

@@ -2,6 +2,7 @@
 
 from audit.models.database_logs import DatabaseLog, LogFormat, ServerStart
 from audit.models.events import (
+    AskedName,
     Ending,
     Event,
     FurtherSighting,
@@ -35,6 +36,7 @@ from audit.models.streams import (
 )
 
 __all__ = [
+    "AskedName",
     "AttributionChange",
     "BlockLines",
     "Conflict",

@@ -236,6 +236,31 @@ class Hash(models.Model):
         return self.hash
 
 
+class AskedName(models.Model):
+    """A database user's name and its hash under one device, as the audit-hash API gave it: asked once for each salt.
+
+    It is compared with what the log tells until the name's lease is known; then it goes.
+    """
+
+    device = models.ForeignKey(Device, models.CASCADE)
+    salt_epoch = models.PositiveIntegerField()
+    name = models.TextField()
+    hash = models.TextField()
+    asked_at = models.DateTimeField()
+    # when it is compared next; less and less often
+    due_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["name", "device", "salt_epoch"], name="a_name_is_asked_once_for_each_salt")
+        ]
+        # users.tie()
+        indexes = [models.Index(fields=["due_at"], name="asked_name_due")]
+
+    def __str__(self) -> str:
+        return self.name
+
+
 class LeaseToken(models.Model):
     """Which token read a lease, in one device's words."""
 

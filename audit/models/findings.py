@@ -31,6 +31,11 @@ class FindingKind(models.TextChoices):
     WATCH_GAP = "pod watch gap"
     CONFLICT = "contradicting lines"
     REVOCATION_FAILED = "revocation failed"
+    ELSEWHERE = "credential used from elsewhere"
+    LOGIN_ELSEWHERE = "login from elsewhere"
+    GHOST_USER = "database user without a lease"
+    NO_USER = "lease without a database user"
+    USER_VANISHED = "session outlives its user"
 
 
 class Finding(models.Model):

@@ -7,7 +7,7 @@ from django.db.models.functions import Coalesce
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("leases", "0015_sampling"),
+        ("leases", "0016_places"),
     ]
 
     operations = [

@@ -77,6 +77,8 @@ class Login(models.Model):
         # audit.logins.inherit(), and the ends of tokens: down the line
         indexes = [
             models.Index(fields=["parent"], name="login_by_parent", condition=~Q(parent=None)),
+            # findings.session_facts: logins of the last hours
+            models.Index(fields=["logged_in_at"], name="login_newest", condition=~Q(auth_mount=None)),
             # lookups.ask_of_ended_tokens()
             models.Index(fields=["vault", "expires_at"], name="login_expiry", condition=~Q(expires_at=None)),
         ]
@@ -132,6 +134,8 @@ class Lease(models.Model):
     pod_namespace = models.TextField(blank=True)
     pod = models.TextField(blank=True)
     pod_uid = models.TextField(blank=True)
+    # its user or its holder has become another: its sessions are to be tied and judged again
+    sessions_due = models.BooleanField(default=False, db_default=False)
     # until this moment new pod data can still change who holds it
     attribution_open = models.BooleanField(default=True)
 
@@ -202,6 +206,17 @@ class Lease(models.Model):
             models.Index(fields=["id"], name="lease_unattributed", condition=Q(attribution_open=True)),
             # sessions: whose user is this
             models.Index(fields=["database_user"], name="lease_by_database_user", condition=~Q(database_user="")),
+            # audit.sessions: whose sessions are to be looked at again
+            models.Index(fields=["id"], name="lease_sessions_due", condition=Q(sessions_due=True)),
+            # audit.users: which lease may be a user's, by its time
+            models.Index(
+                F("database"),
+                Coalesce("issued_at", "accessed_at"),
+                name="lease_without_user",
+                condition=Q(database_user=""),
+            ),
+            # audit.users: guesses that a hash may correct
+            models.Index(fields=["id"], name="lease_user_guessed", condition=Q(database_user_by="time and name")),
             # ledger: join with the read's event
             models.Index(fields=["vault", "request_id"], name="lease_by_request"),
         ]

@@ -40,6 +40,8 @@ class DynamicUser(models.Model):
         indexes = [
             # users that are there now
             models.Index(fields=["server", "name"], name="dynamic_user_there", condition=Q(gone_at=None)),
+            # audit.users: new ones, whose lease is not known yet
+            models.Index(fields=["first_seen_at"], name="dynamic_user_new"),
             # whose number is this
             models.Index(fields=["server", "oid"], name="dynamic_user_by_oid"),
         ]
@@ -110,6 +112,8 @@ class Session(models.Model):
     # empty: not looked at yet
     place = models.TextField(choices=Place, blank=True)
     place_reason = models.TextField(blank=True)
+    # later evidence can still tell where it came from, or tell otherwise
+    place_open = models.BooleanField(default=True, db_default=True)
 
     class Meta:
         constraints = [
@@ -152,8 +156,12 @@ class Session(models.Model):
             models.Index(fields=["database_user"], name="session_untied", condition=Q(lease=None)),
             # what has not been judged yet
             models.Index(fields=["id"], name="session_unjudged", condition=Q(place="")),
+            # audit.sessions: what is to be tied or judged
+            models.Index(fields=["id"], name="session_place_open", condition=Q(place_open=True)),
             # the finding
             models.Index(fields=["-started_at", "-id"], name="session_elsewhere", condition=Q(place="elsewhere")),
+            # findings.session_facts: those that were seen lately
+            models.Index(fields=["last_seen_at"], name="session_elsewhere_seen", condition=Q(place="elsewhere")),
         ]
 
     def __str__(self) -> str:
