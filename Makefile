@@ -4,13 +4,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: help install demo demo-up demo-down demo-status demo-check test test-all bench check lock clean
+.PHONY: help install demo demo-up demo-down demo-status demo-check demo-incident test test-all bench check lock clean
 
 help:
 	@echo "make demo        run the whole stack in the foreground (Ctrl-C stops all of it)"
 	@echo "make demo-up     run it in the background; returns when everything is healthy"
 	@echo "make demo-down   stop it"
 	@echo "make demo-check  does Leasehold say what the demo's pods really did?"
+	@echo "make demo-incident  a thief uses a pod's credential from elsewhere: watch the findings page"
 	@echo "make test        style checks and tests, less than 10 minutes"
 	@echo "make test-all    soaks and fault drills too"
 	@echo "make bench       speed, as ratios against references measured in the same run"
@@ -43,6 +44,9 @@ demo-status:
 
 demo-check:
 	@$(BIN)/python -m demo check
+
+demo-incident:
+	@exec $(BIN)/python -m demo incident
 
 check: install
 	@$(BIN)/ruff format --check .

@@ -1,7 +1,8 @@
-"""`python -m demo run|up|down|status|check`: the whole stack on this machine, and simulated workloads that use it.
+"""`python -m demo run|up|down|status|check|incident`: the whole stack on this machine, and simulated workloads that use it.
 
 run: in the foreground until Ctrl-C. up: in the background; returns when everything is healthy. down: stops it.
 check: does Leasehold say what the pods really did? The exit code is 0 if nothing is wrong.
+incident: a pod's credential is stolen and used from another address; the exit code is 0 if Leasehold tells.
 PORT chooses the port of the pages (8000), DEMO_STATE the folder (.demo).
 """
 
@@ -16,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
-from demo import check, ports, processes, state
+from demo import check, incident, ports, processes, state
 from demo.stack import Stack
 from demo.supervisor import Supervisor, last_lines
 
@@ -30,10 +31,11 @@ class _Stopped(BaseException):
 def main() -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m demo", description=__doc__)
-    parser.add_argument("command", choices=["run", "up", "down", "status", "check"])
+    parser.add_argument("command", choices=["run", "up", "down", "status", "check", "incident"])
     parser.add_argument("--without-product", action="store_true", help="only what Leasehold watches, not Leasehold")
     parser.add_argument("--pace", type=float, default=1, help="so many times as fast pods change and leases are ended")
     parser.add_argument("--minutes", type=float, default=0, help="check: look on for so long first")
+    parser.add_argument("--seconds", type=float, default=60, help="incident: how long the thief stays")
     parser.add_argument("--json", action="store_true", help="check: as one JSON object")
     parser.add_argument("--lock", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -45,6 +47,8 @@ def main() -> int:
             return _up(folder, sys.argv[2:])
         if options.command == "check":
             return _check(folder, minutes=options.minutes, as_json=options.json)
+        if options.command == "incident":
+            return _incident(folder, seconds=options.seconds)
         return _down(folder) if options.command == "down" else _status(folder)
     except state.Busy:
         print(_BUSY.format(folder=folder), file=sys.stderr)
@@ -207,6 +211,14 @@ def _check(folder: Path, *, minutes: float, as_json: bool) -> int:
     report = check.watch(folder, minutes=minutes)
     print(json.dumps(report.as_json()) if as_json else check.table(report))
     return 1 if report.problems else 0
+
+
+def _incident(folder: Path, *, seconds: float) -> int:
+    """Steal a pod's credential and use it."""
+    if not (folder / "ready").exists():
+        print("No demo runs. Start one with `make demo-up`.", file=sys.stderr)
+        return 1
+    return 1 if incident.run(folder, seconds=seconds) is None else 0
 
 
 def _status(folder: Path) -> int:

@@ -17,12 +17,17 @@ from demo import truth
 # DESIGN's words for how a lease ends, as far as they happen here
 REVOKED, BY_PREFIX, FORCED = "revoked in Vault", "by prefix", "forced (database user may live)"
 TOKEN_REVOKED, EXPIRED = "token revoked", "expired (inferred)"
+# what became of a wrapped answer: its lease is in nobody's hand as long as nobody opens it
+READ_WRAPPED, OPENED = "read wrapped", "opened"
 # seconds; a lease so near to its expiry may have ended of itself
 _MARGIN = 2.0
 
 
 class Deed(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of `deeds.ndjson`: how exactly a lease was ended, which the truth's reason does not tell."""
+    """One line of `deeds.ndjson`: how exactly a lease was ended, which the truth's reason does not tell.
+
+    Of a wrapped answer `lease_id` is its wrapping token's SHA-256: the lease's id is known to whoever opens it.
+    """
 
     at: str
     deed: str
@@ -69,10 +74,12 @@ class Book:
     def wrapped(self, wrapping_token: str, pod: truth.Pod, database: str, token: bytes) -> None:
         """A pod read a credential, but got only a token to open it with: its lease's id comes then."""
         self._wrapped[digest(wrapping_token)] = Wrapped(pod, database, token)
+        self.note(READ_WRAPPED, digest(wrapping_token).hex())
 
     def unwrapped(self, wrapping_token: bytes, lease_id: str, user: str | None, seconds: float) -> None:
         """Somebody opened such an answer. Its lease belongs to the token that read it."""
         if lease_id and (read := self._wrapped.pop(wrapping_token, None)):
+            self.note(OPENED, wrapping_token.hex())
             # its time runs since it was read
             self.issue(read.pod, lease_id, read.database, user, read.token, seconds - (time.monotonic() - read.at))
 

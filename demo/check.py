@@ -6,8 +6,6 @@ and a lease whose end is known must have ended for that reason.
 """
 
 import re
-import subprocess
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,9 +17,11 @@ from typing import Any
 
 import msgspec
 
-from demo import processes, state, truth
+from demo import check_sessions, incident, processes, truth
 from demo.administrator import STUCK
-from demo.book import Deed, deeds_file
+from demo.book import OPENED, READ_WRAPPED, Deed, deeds_file
+from demo.check_sessions import SessionRow, Sessions
+from demo.manage import exported
 from demo.workloads import APPLICATIONS
 
 # seconds; what has just happened may take so long until Leasehold has read it, asked Vault and seen the pods
@@ -33,6 +33,8 @@ _SOON = timedelta(seconds=20)
 _ON_THE_HOST = {(one.namespace, one.service_account) for one in APPLICATIONS if one.network == "host"}
 # a wrapped answer is opened within a few seconds
 _OPENED = timedelta(seconds=10)
+# between Vault's time of issue and when the answer has passed the pod's network
+_READ = timedelta(seconds=2)
 # a renewal and the end that a lookup found may be told in the other order
 _MARGIN = timedelta(seconds=5)
 
@@ -74,6 +76,7 @@ class Report:
     problems: list[str] = field(default_factory=list)
     # named, and not the true one, by lease: what was said once cannot be taken back
     wrong_pods: dict[str, str] = field(default_factory=dict)
+    sessions: Sessions = field(default_factory=Sessions)
 
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
@@ -90,6 +93,7 @@ class Report:
             "holders": self.holders,
             "ends": self.ends,
             "addresses_reused": self.addresses_reused,
+            "sessions": self.sessions.as_json(),
             "problems": self.problems,
         }
 
@@ -128,14 +132,27 @@ def judge(lines: Sequence[truth.Line], deeds: Iterable[Deed], rows: Mapping[str,
     return report
 
 
-def strangers(lines: Iterable[truth.Line], rows: Mapping[str, Row], *, now: datetime) -> list[str]:
-    """Leases that none of these lines, read after the rows, knows. A wrapped one is known when it is opened."""
+def strangers(
+    lines: Iterable[truth.Line], deeds: Iterable[Deed], rows: Mapping[str, Row], *, now: datetime
+) -> list[str]:
+    """Leases that none of these lines, read after the rows, knows. A wrapped one is known when it is opened, which may never be."""
     known = {line.lease_id for line in lines if line.event == "issue"}
-    return sorted(
-        row.lease_id
-        for row in rows.values()
-        if row.lease_id not in known and row.issued_at and now - row.issued_at > _OPENED
-    )
+    closed: dict[str, datetime] = {}
+    for deed in deeds:
+        if deed.deed == READ_WRAPPED:
+            closed[deed.lease_id] = datetime.fromisoformat(deed.at)
+        elif deed.deed == OPENED:
+            closed.pop(deed.lease_id, None)
+    found = []
+    for row in sorted(rows.values(), key=lambda one: one.lease_id):
+        if row.lease_id in known or not row.issued_at or now - row.issued_at <= _OPENED:
+            continue
+        # each such answer explains one lease
+        if near := [key for key, at in closed.items() if abs(at - row.issued_at) <= _READ]:
+            del closed[near[0]]
+        else:
+            found.append(row.lease_id)
+    return found
 
 
 def wrong_holder(line: truth.Line, row: Row) -> str:
@@ -249,7 +266,12 @@ def _look(folder: Path, lines: Sequence[truth.Line] | None = None, deeds: Sequen
     rows = read_rows(folder, since=datetime.fromisoformat(lines[0].at)) if lines else {}
     now = datetime.now(UTC)
     report = judge(lines, read_deeds(folder) if deeds is None else deeds, rows, now=now)
-    report.strangers = strangers(truth.read(file), rows, now=now)
+    report.strangers = strangers(truth.read(file), read_deeds(folder), rows, now=now)
+    if lines:
+        # what was opened before is closed by now, or was seen
+        seen = exported(folder, "sessions", since=datetime.fromisoformat(lines[0].at), row=SessionRow)
+        report.sessions = check_sessions.judge(lines, incident.read(folder), seen, now=now)
+        report.problems += report.sessions.problems
     return report
 
 
@@ -261,28 +283,13 @@ def read_deeds(folder: Path) -> list[Deed]:
 
 
 def read_rows(folder: Path, *, since: datetime) -> dict[str, Row]:
-    """What Leasehold exports, by lease id. Raises NotReady with the command's last words."""
-    hour = timedelta(hours=1)
-    period = [f"--from={(since - hour).isoformat()}", f"--to={(datetime.now(UTC) + hour).isoformat()}"]
-    export = [sys.executable, "manage.py", "export", "leases", *period, "--format=ndjson"]
-    done = subprocess.run(
-        ["sh", "-c", 'set -a; . "$0"; exec "$@"', folder / "env", *export],
-        cwd=state.ROOT,
-        capture_output=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        last = done.stderr.decode(errors="replace").strip().splitlines()[-3:]
-        raise processes.NotReady(
-            "\n".join(["Leasehold exports nothing. Does the demo run (`make demo-status`)?", *last])
-        )
-    decoder = msgspec.json.Decoder(Row)
-    return {row.lease_id: row for row in map(decoder.decode, done.stdout.splitlines())}
+    """What Leasehold exports, by lease id. Raises NotReady."""
+    return {row.lease_id: row for row in exported(folder, "leases", since=since, row=Row)}
 
 
 def table(report: Report) -> str:
     """For people."""
-    right = report.right
+    right, sessions = report.right, report.sessions
     lines = [
         f"{report.leases:6}  leases that pods got",
         f"{report.present:6}  of them present",
@@ -293,6 +300,13 @@ def table(report: Report) -> str:
         f"{report.unknown:6}  unknown",
         f"{report.wrong:6}  wrong",
         f"{len(report.strangers):6}  leases that no pod got",
+        "",
+        f"{sessions.opened:6}  sessions that pods opened",
+        f"{sessions.seen:6}  of them seen ({sessions.sampled} sampled, {sessions.logged} in the server's log)",
+        f"{sessions.tied:6}  tied to the right lease",
+        f"{sessions.taken_for_theirs:6}  taken for the holder's, {sessions.not_judged} not judged",
+        f"{sessions.stolen_found:6}  stolen credentials found, of {sessions.stolen}",
+        f"{sessions.wrong:6}  wrong",
         "",
         f"{'how it ended':28} right  wrong  missing",
         *(

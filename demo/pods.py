@@ -36,7 +36,7 @@ from demo.kube import driver
 from demo.programs import Program
 from demo.proxy import PodProxy
 from demo.vault_setup import database_paths
-from demo.workloads import ALL_APPLICATIONS, CLUSTER, Application
+from demo.workloads import ALL_APPLICATIONS, CLUSTER, GATEWAY, NETWORK, Application
 
 # seconds; the shortest token that Kubernetes gives, replaced at four fifths of its life as the kubelet does
 _TOKEN_SECONDS, _TOKEN_REFRESH = 600, 480
@@ -73,7 +73,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     vault_port: int
     postgres_port: int
     pod_postgres_port: int
-    network: str = "127.20"
+    network: str = NETWORK
     inside: str = "127.21"
     # how many times as fast as usual pods come and go, and the administrator ends leases
     pace: float = 1
@@ -297,7 +297,7 @@ class Pods:
             taken = {pod.identity.ip for pod in self._running if pod.application.cluster == application.cluster}
             ip = next((there for there in self._namesakes(application) if there not in taken), "")
         ip = ip or self._next_address(self._settings.network)
-        return Place(node, ip, f"{self._settings.network}.0.100" if application.network == "nat" else ip)
+        return Place(node, ip, GATEWAY if application.network == "nat" else ip)
 
     def _namesakes(self, application: Application) -> list[str]:
         """Addresses of the first cluster's pods with the same namespace and service account, newest first."""

@@ -20,10 +20,10 @@ from demo.ports import Ports
 from demo.postgres import Postgres
 from demo.supervisor import Child
 from demo.valkey import Valkey
-from demo.workloads import CLUSTER, DATABASES, MOUNT, SECOND_APPLICATIONS, VAULT
+from demo.workloads import CLUSTER, DATABASES, GATEWAY, MOUNT, SECOND_APPLICATIONS, VAULT
 
-# watch: a watch for each cluster, and two that attribute and match meanwhile
-_QUEUES = {"ingest": 2, "watch": 4, "leases": 2, "actions": 2, "reports": 1}
+# watch: a watch for each cluster, and three that sample, attribute and match meanwhile
+_QUEUES = {"ingest": 2, "watch": 5, "leases": 2, "actions": 2, "reports": 1}
 USER, VIEWER = "demo", "viewer"
 # what the product calls a claim, and the log-in metadata of the JWT role that holds it (demo.vault_setup)
 _CLAIMS = {
@@ -158,7 +158,9 @@ def kubernetes_token(cluster: str) -> str:
     return f"kubernetes-token-{cluster}"
 
 
-def write_configuration(folder: Path, *, openbao: OpenBao, clusters: Mapping[str, kube.Cluster]) -> None:
+def write_configuration(
+    folder: Path, *, openbao: OpenBao, clusters: Mapping[str, kube.Cluster], database_log: Path
+) -> None:
     """`leasehold.toml` in the demo's folder, and the monitoring account's addresses in files beside it."""
     secrets_folder = folder / "leasehold"
 
@@ -203,6 +205,9 @@ def write_configuration(folder: Path, *, openbao: OpenBao, clusters: Mapping[str
             f"name = {_quoted(database)}",
             'kind = "postgresql"',
             f"monitor = {{ file = {_quoted(secrets_folder / f'{database}.dsn')} }}",
+            f'log = {{ path = {_quoted(database_log)}, format = "jsonlog" }}',
+            # the gateway that some pods' traffic leaves through
+            f"nat = [{_quoted(GATEWAY)}]",
         ]
     (folder / "leasehold.toml").write_text("\n".join(lines) + "\n")
 

@@ -15,7 +15,7 @@ import msgspec
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
 from yarl import URL
 
-from demo import truth
+from demo import relay, truth
 from demo.book import Book, digest
 
 # these belong to one connection (RFC 9110, 7.6.1), or are set anew by each side's library
@@ -198,10 +198,7 @@ class PodProxy:
             return
         self._connections.add(task)
         try:
-            with contextlib.closing(writer):
-                far_reader, far_writer = await asyncio.open_connection(*self._postgres, local_addr=self._source)
-                with contextlib.closing(far_writer):
-                    await _join((reader, far_writer), (far_reader, writer))
+            await relay.carry(reader, writer, to=self._postgres, source=self._source)
         except OSError:
             pass  # the client sees its connection close
         except asyncio.CancelledError:
@@ -209,20 +206,3 @@ class PodProxy:
                 raise
         finally:
             self._connections.discard(task)
-
-
-async def _join(*ways: tuple[asyncio.StreamReader, asyncio.StreamWriter]) -> None:
-    """Carry bytes both ways until either side closes."""
-    tasks = [asyncio.create_task(_carry(*way)) for way in ways]
-    try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-async def _carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    while data := await reader.read(65536):
-        writer.write(data)
-        await writer.drain()

@@ -129,7 +129,9 @@ class Stack:
         ]
 
     def _start_postgres(self) -> subprocess.Popen[bytes]:
-        self._postgres = postgres.start(self.folder / "postgres", port=self.ports.postgres)
+        # only in the format that Leasehold reads
+        settings = {**postgres.COLLECTED, "log_destination": "jsonlog"}
+        self._postgres = postgres.start(self.folder / "postgres", port=self.ports.postgres, settings=settings)
         return self._postgres.process
 
     def _start_valkey(self) -> subprocess.Popen[bytes]:
@@ -176,7 +178,12 @@ class Stack:
             administrator=administrator,
         )
         product.write_monitor_accounts(self.folder, self._postgres)
-        product.write_configuration(self.folder, openbao=self._openbao, clusters=self._clusters)
+        product.write_configuration(
+            self.folder,
+            openbao=self._openbao,
+            clusters=self._clusters,
+            database_log=self._postgres.collected / "postgresql-*.json",
+        )
         self._renew_own_tokens()
 
     @property

@@ -15,6 +15,9 @@ LEASE_TTL, LEASE_MAX_TTL = 60, 180
 # a log-in's token is renewed until its own end, then the agent logs in again and two leases overlap for a while
 TOKEN_TTL, TOKEN_MAX_TTL = 120, 300
 DATABASES = ("orders", "billing")
+# the first two numbers of the pods' addresses, and the address of the gateway that translates those of some
+NETWORK = "127.20"
+GATEWAY = f"{NETWORK}.0.100"
 
 # as in the classic tutorial (https://openbao.org/docs/secrets/databases/postgresql)
 CREATE = (

@@ -126,7 +126,17 @@ def test_leases_that_no_pod_got_are_told_apart_from_those_that_were_not_opened_y
         name: msgspec.structs.replace(RIGHT, lease_id=name, issued_at=NOW - timedelta(seconds=age))
         for name, age in (("lease-1", 600), ("by-hand", 600), ("just-wrapped", 2))
     }
-    assert check.strangers([ISSUED], rows, now=NOW) == ["by-hand"]
+    assert check.strangers([ISSUED], [], rows, now=NOW) == ["by-hand"]
+    # a wrapped answer that nobody opened explains one lease, of its own time
+    at = (NOW - timedelta(seconds=599)).isoformat()
+    wrapped = Deed(at=at, deed="read wrapped", lease_id="ab12")
+    assert check.strangers([ISSUED], [wrapped], rows, now=NOW) == []
+    rows["by-hand-too"] = msgspec.structs.replace(rows["by-hand"], lease_id="by-hand-too")
+    assert check.strangers([ISSUED], [wrapped], rows, now=NOW) == ["by-hand-too"]
+    opened = msgspec.structs.replace(wrapped, deed="opened")
+    assert len(check.strangers([ISSUED], [wrapped, opened], rows, now=NOW)) == 2
+    earlier = msgspec.structs.replace(wrapped, at=(NOW - timedelta(seconds=610)).isoformat())
+    assert len(check.strangers([ISSUED], [earlier], rows, now=NOW)) == 2
 
 
 def test_an_address_counts_as_reused_only_after_the_pod_before_was_silent() -> None:
