@@ -97,18 +97,26 @@ class Verified:
     dropped: int = 0
 
 
-def verify(stream: Stream, *, archived: Mapping[int, str] | None = None, headers_only: bool = False) -> Verified:
+def verify(
+    stream: Stream,
+    *,
+    archived: Mapping[int, str] | None = None,
+    headers_only: bool = False,
+    after: tuple[int, str] = (0, ""),
+    up_to: int | None = None,
+) -> Verified:
     """Walks the whole chain of one stream: is every block as it was written, and none missing or added?
 
     Of lines that were moved or dropped only headers are checked. `archived` tells what is in the archive: by sequence, what
-    is wrong with a block there ("" if nothing is).
+    is wrong with a block there ("" if nothing is). Only what follows a block (its sequence and hash), and only `up_to` one,
+    where these are given.
     """
-    head, expected, records, gone = "", 1, records_of(stream), Counter[str]()
+    head, expected, records, gone = after[1], after[0] + 1, records_of(stream), Counter[str]()
 
     def walked(broken: Break | None) -> Verified:
-        return Verified(broken, expected - 1, gone["moved"], gone["dropped"])
+        return Verified(broken, expected - 1 - after[0], gone["moved"], gone["dropped"])
 
-    for block in chain(stream):
+    for block in chain(stream, after=after[0], up_to=up_to):
         if found := _break(stream, block, head=head, expected=expected):
             return walked(found)
         if headers_only:
@@ -126,7 +134,9 @@ def verify(stream: Stream, *, archived: Mapping[int, str] | None = None, headers
             gone[what] += 1
         head, expected = block.sha256, block.sequence + 1
     broken = None
-    if (stream.sequence, stream.head) != (expected - 1, head):
+    if up_to is not None:
+        broken = Break(expected, "removed: no block follows") if expected <= up_to else None
+    elif (stream.sequence, stream.head) != (expected - 1, head):
         broken = Break(expected, f"removed: the stream's head is block {stream.sequence}")
     return walked(broken)
 
@@ -161,9 +171,14 @@ def day_of(block: RawBlock) -> date:
     return block.until.astimezone(UTC).date()
 
 
-def chain(stream: Stream) -> Iterator[RawBlock]:
+def chain(stream: Stream, *, after: int = 0, up_to: int | None = None) -> Iterator[RawBlock]:
     """The headers in their order."""
-    return RawBlock.objects.filter(stream=stream).order_by("sequence").iterator(chunk_size=500)
+    rows = RawBlock.objects.filter(stream=stream)
+    if after:
+        rows = rows.filter(sequence__gt=after)
+    if up_to is not None:
+        rows = rows.filter(sequence__lte=up_to)
+    return rows.order_by("sequence").iterator(chunk_size=500)
 
 
 def _break(stream: Stream, block: RawBlock, *, head: str, expected: int) -> Break | None:

@@ -54,18 +54,22 @@ def periods(gaps: Iterable[Gap], *, closed: Collection[int]) -> list[Period]:
     """Gaps of one stream, oldest first, as periods, oldest first."""
     found: list[Period] = []
     for gap in gaps:
-        one = Period(gap.kind, gap.from_at, gap.to_at, gap.lost_bytes, gap.what, gap.pk in closed)
-        before = found[-1] if found else None
-        if (
-            before is not None
-            and one.kind == before.kind == polls.KIND
-            and one.closed == before.closed
-            and one.from_at == before.to_at
-        ):
-            found[-1] = replace(before, to_at=one.to_at, what=one.what, rows=before.rows + 1)
-        else:
-            found.append(one)
+        add(found, Period(gap.kind, gap.from_at, gap.to_at, gap.lost_bytes, gap.what, gap.pk in closed))
     return found
+
+
+def add(found: list[Period], one: Period) -> None:
+    """Adds the next one, or makes the last one longer by it."""
+    before = found[-1] if found else None
+    if (
+        before is not None
+        and one.kind == before.kind == polls.KIND
+        and one.closed == before.closed
+        and one.from_at == before.to_at
+    ):
+        found[-1] = replace(before, to_at=one.to_at, what=one.what, rows=before.rows + one.rows)
+    else:
+        found.append(one)
 
 
 def hours(

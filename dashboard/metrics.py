@@ -13,8 +13,8 @@ from audit.findings import queries as findings
 from audit.models import Housekeeping, Signing
 from audit.notices import queries as notices
 from audit.queries import DatabaseLogStatus
-from dashboard.version import VERSION
 from leases import queries, session_queries
+from leases.version import VERSION
 
 STREAM_COUNTERS = {
     "lines": "Audit lines read: the sum of parts, duplicates, rejected, expired and conflicts",

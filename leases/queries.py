@@ -527,10 +527,11 @@ def actions_page(*, before: Cursor | None = None, size: int = PAGE) -> ActionPag
 
 @dataclass(frozen=True, slots=True)
 class Receipt:
-    """An action with its revocations and each one's steps, first to last."""
+    """An action with its revocations and each one's steps, first to last; `steps`: those that are about no lease."""
 
     action: Action
     revocations: list[tuple[Revocation, list[ActionStep]]]
+    steps: list[ActionStep]
 
 
 def receipt(pk: uuid.UUID) -> Receipt | None:
@@ -541,7 +542,7 @@ def receipt(pk: uuid.UUID) -> Receipt | None:
     for step in action.steps.order_by("at", "id"):
         steps.setdefault(step.lease_id, []).append(step)
     rows = action.revocations.select_related("lease__vault", "lease__database").order_by("id")
-    return Receipt(action, [(row, steps.get(row.lease.lease_id, [])) for row in rows])
+    return Receipt(action, [(row, steps.get(row.lease.lease_id, [])) for row in rows], steps.get("", []))
 
 
 class RevocationCount(TypedDict):

@@ -24,11 +24,11 @@ from audit.models import Gap, Stream
 from audit.polls import request_ids
 from dashboard import throttle, urls
 from dashboard.templatetags.leasehold import span
-from dashboard.version import VERSION
 from dashboard.views.errors import explain
 from leases import queries
 from leases.models import Certainty, EndReason, Lease, LeaseState, Revocation
 from leases.models.sources import SourceKind
+from leases.version import VERSION
 from tests import factories
 
 pytestmark = [

@@ -16,7 +16,7 @@ from audit.ingest import Rebuilding
 from audit.models import Stream
 from audit.secrets import RawSecret
 from dashboard.push import bodies
-from dashboard.version import VERSION
+from leases.version import VERSION
 
 log = logging.getLogger(__name__)
 

@@ -42,6 +42,8 @@ def receipt(request: PageRequest, pk: uuid.UUID) -> HttpResponse:
             {"revocation": row, "lines": lines(row, steps, now=now), "next_move": next_move(row, now=now)}
             for row, steps in found.revocations
         ],
+        # of what was done without a lease
+        "steps": found.steps,
         "open": is_open(found, now=now),
     }
     return render(request, "actions/_receipt.html" if request.htmx else "actions/receipt.html", context)

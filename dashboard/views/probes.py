@@ -11,10 +11,10 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 import audit.queries
 from dashboard.metrics import LedgerCollector
-from dashboard.version import VERSION
 from dashboard.views.errors import probe_unavailable
 from leases import queries
 from leases.queries import Source
+from leases.version import VERSION
 
 
 @login_not_required
