@@ -388,10 +388,13 @@ def write(kind: str, output: TextIO, *, from_at: datetime, to_at: datetime, form
 
 def write_csv(header: list[str], rows: Iterable[Row], output: TextIO) -> int:
     writer = csv.writer(output, lineterminator="\n")
+    # a carriage return ends a row for who reads it, unless it is quoted, which the writer does not do by itself
+    careful = csv.writer(output, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(header)
     count = 0
     for row in rows:
-        writer.writerow([cell(row[name]) for name in header])
+        cells = [cell(row[name]) for name in header]
+        (careful if "\r" in "".join(cells) else writer).writerow(cells)
         count += 1
     return count
 

@@ -7,7 +7,7 @@ from typing import Any
 from csp.constants import NONE, SELF
 
 from dashboard import env
-from dashboard.version import VERSION
+from leases.version import VERSION
 
 BASE_DIR = Path(__file__).resolve().parent.parent
 

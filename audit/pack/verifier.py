@@ -408,9 +408,8 @@ def rows_of(chunks: Iterator[bytes]) -> Iterator[bytes]:
 
 def lines_of(chunk: bytes) -> list[bytes]:
     """As splitlines(), which takes a carriage return for the end of a line, too."""
-    lines = [line + b"\n" for line in chunk.split(b"\n")]
-    lines[-1] = lines[-1][:-1]
-    return lines
+    *lines, rest = chunk.split(b"\n")
+    return [line + b"\n" for line in lines] + ([rest] if rest else [])
 
 
 def picked(rows: Iterator[bytes], numbers: list[int]) -> Iterator[bytes]:
