@@ -1,5 +1,6 @@
 """Evidence packs as they are made: what is in them, what they say of themselves, and that they are made the same way each time."""
 
+import ast
 import csv
 import hashlib
 import io
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 from django.core.management import CommandError, call_command
 from django.test import Client
+from django.utils import timezone
 
 from audit import exports
 from audit.models import Coverage, Gap, Stream
@@ -133,6 +135,33 @@ def test_a_pack_of_a_database_that_has_seen_nothing_says_so(tmp_path: Path) -> N
     made = report(tmp_path / "out")
     assert made.manifest.completeness.reasons == ["No stream was read in this period."]
     assert run_verifier(tmp_path, made.path)[0] == 2
+
+
+def test_its_readme_says_in_words_what_the_manifest_says_in_figures(streams: list[Stream], tmp_path: Path) -> None:
+    Gap.objects.create(
+        stream=streams[0], kind="replaced", from_at=START, to_at=START + HOUR, what="another file", at=START
+    )
+    lease = Lease.objects.filter(accessed_at__gte=START).order_by("accessed_at")[0]
+    action = factories.action(lease, ago=(timezone.now() - START - HOUR).total_seconds(), state="verified")
+    factories.step(action, lease, "database user gone", after=2)
+    factories.finding(first_seen_at=START, last_seen_at=START)
+    text = dict(packs.files_of(report(tmp_path / "out").path))["README.txt"].decode()
+    for said in [
+        "Period    2026-11-20T10:00:00Z to 2026-11-20T13:00:00Z, the end not included",
+        "This pack does not call itself complete, for 1 reason that it names.",
+        "- demo/file-a/bao-0, 2026-11-20T10:00:00Z to 2026-11-20T11:00:00Z: replaced: another file.",
+        "demo/file-a/bao-0 (followed): 48 lines, 24 pairs, 0 unpaired, 0 rejected",
+        "Pods of cluster demo: watched without a gap",
+        "Sessions of demo/database/orders: sampled for 0 s, its log read for 0 s of the period; nothing is known of the use",
+        "exact                   12  100.00 %  the login itself names the pod",
+        "demo/database/orders: 12 accesses by 1 service accounts, 12 pods",
+        "12 leases issued: no lifetime is known; no limit is set, 12 of unknown lifetime",
+        "12  demo shop/web: demo/database/orders",
+        "time to contain: 2 s the fastest, 2 s the median, 2 s the slowest",
+        "1  findings: holder unknown (medium), 1 of them still open",
+        "accesses.csv    each read of database credentials: who, when, from where, how surely that is known (12 rows)",
+    ]:
+        assert said in text, text
 
 
 # the sample
@@ -334,4 +363,7 @@ def test_the_table_of_hours_and_the_table_of_gaps_have_all_of_it(streams: list[S
 
 def test_the_verifier_in_the_pack_is_the_one_of_the_source(streams: list[Stream], tmp_path: Path) -> None:
     files = dict(packs.files_of(report(tmp_path / "out").path))
-    assert files["verify.py"] == Path(verifier.__file__).read_bytes()
+    source = Path(verifier.__file__).read_bytes()
+    assert files["verify.py"] == source
+    # as old as its first line says
+    ast.parse(source, feature_version=(3, 9))

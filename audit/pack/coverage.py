@@ -64,7 +64,7 @@ def streams(*, from_at: datetime, until: datetime) -> Iterator[Read]:
     )
     begun = Q(from_at__lt=until) | Q(from_at=None, to_at__lt=until)
     gaps = by_stream(
-        Gap.objects.filter(begun, to_at__gte=from_at)
+        Gap.objects.filter(begun, to_at__gt=from_at)
         .select_related("stream")
         .order_by("stream_id", "to_at", "id")
         .iterator(chunk_size=_BATCH)
@@ -74,17 +74,17 @@ def streams(*, from_at: datetime, until: datetime) -> Iterator[Read]:
         of_hours = {row.hour: row for row in rows(stream.pk)}
         of_gaps = _periods(gaps(stream.pk))
         reading = _reading(stream, firsts.get(stream.pk))
-        read_until = reading.read_until
+        live = not stream.retired and reading.way != "read by hand"
+        behind = live and not stream.refused and reading.read_until is not None and reading.read_until < until
         within = hours(
             from_at=hour(from_at),
             to_at=until,
             rows=of_hours,
             gaps=of_gaps,
             first_at=stream.first_hour,
-            unread_since=read_until if read_until and read_until < until else None,
+            unread_since=reading.read_until if behind else None,
             late_after=late,
         )
-        live = not stream.retired and reading.way != "read by hand"
         yield Read(stream, reading, within, of_gaps, live or bool(of_hours or of_gaps))
 
 

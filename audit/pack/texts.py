@@ -4,9 +4,11 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from textwrap import fill
 
-from audit.pack.values import Certainties, Completeness, Manifest
+from audit.pack.values import Certainties, Completeness, Figures, Manifest
 
 WIDTH = 100
+# the rest is in the manifest
+MOST_ACCOUNTS = 50
 
 ABOUT = {
     "accesses.csv": "each read of database credentials: who, when, from where, how surely that is known",
@@ -39,6 +41,7 @@ def readme(manifest: Manifest) -> str:
             "",
             *completeness(manifest.completeness),
             *certainty(manifest.certainty),
+            *figures(manifest.figures),
             "WHAT NO PACK COVERS",
             "",
             *bullets(manifest.completeness.not_covered),
@@ -69,6 +72,8 @@ def completeness(told: Completeness) -> Iterator[str]:
                     f"    raw lines of {one.blocks_dropped} blocks were dropped as the policy says, "
                     f"{one.blocks_archived} of them are in the archive"
                 )
+    if given_up := sum(not one.counts for one in told.streams):
+        yield f"  Not counted, since nothing of them is of this period and nobody reads them any more: {given_up}"
     yield ""
     for pod in told.pods:
         gaps = len(pod.gaps) + pod.more_gaps
@@ -94,6 +99,50 @@ def certainty(told: Certainties) -> Iterator[str]:
         yield f"  {share.certainty:<16}{share.accesses:>10}  {share.percent:>6.2f} %  {share.meaning}"
         for reason in share.reasons:
             yield f"    {reason.accesses:>24}  {reason.reason}"
+    yield ""
+
+
+def figures(told: Figures) -> Iterator[str]:
+    yield from ("FIGURES", "", f"  {told.accesses} accesses, {told.leases} leases issued", "")
+    for one in told.databases:
+        yield f"  {one_line(one.database)}: {one.accesses} accesses by {one.service_accounts} service accounts, {one.pods} pods"
+        limit = (
+            f"{one.over_limit} longer than the limit of {one.limit_seconds} s"
+            if one.limit_seconds
+            else "no limit is set"
+        )
+        longest = (
+            f"the longest lived {one.longest_seconds:g} s"
+            if one.longest_seconds is not None
+            else "no lifetime is known"
+        )
+        unknown = f", {one.lifetime_unknown} of unknown lifetime" if one.lifetime_unknown else ""
+        yield f"    {one.issued} leases issued: {longest}; {limit}{unknown}"
+    yield ""
+    for account in told.accounts[:MOST_ACCOUNTS]:
+        name = (
+            f"{account.cluster} {account.namespace}/{account.service_account}"
+            if account.service_account
+            else "nobody known"
+        )
+        yield f"  {account.accesses:>10}  {one_line(name)}: {one_line(', '.join(account.databases))}"
+    if more := len(told.accounts[MOST_ACCOUNTS:]) + told.more_accounts:
+        yield f"              and {more} more service accounts"
+    revoked = told.revocations
+    yield from ("", f"  {revoked.requested} leases were to be revoked here, {revoked.verified} of them were seen gone")
+    if revoked.verified:
+        yield (
+            f"    time to contain: {revoked.fastest_seconds:g} s the fastest, {revoked.median_seconds:g} s the median, "
+            f"{revoked.slowest_seconds:g} s the slowest"
+        )
+    out = told.exceptions
+    yield from ("", "  Exceptions")
+    for finding in out.findings:
+        yield f"  {finding.findings:>10}  findings: {finding.kind} ({finding.severity}), {finding.still_open} of them still open"
+    yield f"  {out.denials:>10}  requests that a policy denied"
+    yield f"  {out.unknown_holders:>10}  accesses by nobody known"
+    yield f"  {out.leases_without_read:>10}  leases first seen or issued then, of which no read is in the log"
+    yield f"  {out.static_reads:>10}  reads of static roles' credentials, which have no lease and are in no table of accesses"
     yield ""
 
 

@@ -5,6 +5,7 @@ Exit code 2: it was made, but nobody has signed it.
 
 import getpass
 import json
+import os
 import sys
 from argparse import ArgumentParser
 from datetime import UTC, datetime
@@ -50,7 +51,7 @@ class Command(BaseCommand):
             made = make(
                 **period,
                 folder=options["output"],
-                by=options["by"] or getpass.getuser(),
+                by=options["by"] or user(),
                 reason=options["reason"],
                 with_events=options["events"],
                 now=timezone.now(),
@@ -64,6 +65,14 @@ class Command(BaseCommand):
                 "run `manage.py configure`, and make the pack again."
             )
             sys.exit(UNSIGNED)
+
+
+def user() -> str:
+    """Of this machine; in a container its number may have no name."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"user {os.getuid()}"
 
 
 def as_json(made: Made) -> dict[str, Any]:
