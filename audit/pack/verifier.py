@@ -338,29 +338,32 @@ def holds(public: bytes, signature: bytes, data: bytes) -> bool:
 def check_files(
     pack: zipfile.ZipFile, members: dict[str, zipfile.ZipInfo], files: dict[str, dict[str, Any]], result: Result
 ) -> None:
-    missing = {entry["sha256"]: name for name, entry in files.items() if name not in members}
-    longest = max((files[name]["bytes"] for name in missing.values()), default=0)
-    renamed = set()
+    missing = [name for name in files if name not in members]
+    longest = max((files[name]["bytes"] for name in missing), default=0)
     for name, info in members.items():
         if name in files or name in (MANIFEST, SIGNATURE):
             continue
-        problem = f"{shown(name)} was added: it is no file of this pack"
-        if missing:
-            contents = read_through(pack, info, most=longest)
-            if not contents.problem and (was := missing.get(contents.sha256)):
-                renamed.add(was)
-                problem = f"{was} was renamed to {shown(name)}"
-        result.problems.append(problem)
-    result.problems += [f"{name} was removed" for name in sorted(missing.values()) if name not in renamed]
+        contents = read_through(pack, info, most=longest) if missing else None
+        was = next((one for one in missing if contents and is_it(contents, files[one])), None)
+        if was is None:
+            result.problems.append(f"{shown(name)} was added: it is no file of this pack")
+        else:
+            missing.remove(was)
+            result.problems.append(f"{was} was renamed to {shown(name)}")
+    result.problems += [f"{name} was removed" for name in missing]
     for name, entry in files.items():
         if name in members:
             contents = read_through(pack, members[name], most=entry["bytes"])
-            if contents.problem or contents.bytes != entry["bytes"] or contents.sha256 != entry["sha256"]:
+            if not is_it(contents, entry):
                 result.problems.append(f"{name} was altered: {difference(contents, entry)}")
             elif entry.get("rows") is not None and contents.rows != entry["rows"]:
                 result.problems.append(f"{name} has {contents.rows} rows, and {MANIFEST} says {entry['rows']}")
             else:
                 result.files += 1
+
+
+def is_it(contents: Contents, entry: dict[str, Any]) -> bool:
+    return not contents.problem and contents.bytes == entry["bytes"] and contents.sha256 == entry["sha256"]
 
 
 def difference(contents: Contents, entry: dict[str, Any]) -> str:
