@@ -10,7 +10,7 @@ from django.utils import timezone
 from audit.models import Coverage, Gap, Stream
 from audit.pack import figures, statements
 from audit.pack.values import Completeness
-from leases.models import Lease, Policy, SampledPeriod, WatchPeriod
+from leases.models import Lease, OwnRequest, Policy, SampledPeriod, WatchPeriod
 from tests import factories, packs
 from tests.packs import END, HOUR, START
 
@@ -27,6 +27,8 @@ def completeness(*, from_at: datetime = START, to_at: datetime = END, now: datet
 
 
 # completeness
+
+UNPROVEN = "Leasehold's own requests of then have not been looked for yet: a minute later they have"
 
 
 def test_a_gap_refuses_the_word_and_is_named_with_its_bounds(streams: list[Stream]) -> None:
@@ -75,6 +77,7 @@ def test_the_time_before_the_first_line_and_after_the_last_is_not_covered(stream
     found = completeness(from_at=START - 3 * HOUR, to_at=END + 3 * HOUR, now=END + 4 * HOUR)
     assert [(hole.what, hole.from_at, hole.to_at) for hole in found.streams[0].holes] == [
         ("before the first line that was read of it", START - 3 * HOUR, START - timedelta(minutes=55)),
+        (UNPROVEN, END + HOUR - timedelta(seconds=10), END + HOUR),
         ("later lines have not been read yet", END + HOUR, END + 3 * HOUR),
     ]
     assert found.streams[0].hours["before the first line"] == 2
@@ -145,11 +148,27 @@ def test_a_period_that_is_not_over_a_vault_without_streams_and_a_read_without_an
     Stream.objects.update(read_at=END + HOUR)
     found = completeness(to_at=END + 9 * HOUR, now=END + HOUR)
     assert found.judged_until == END + HOUR
-    assert found.reasons == [
+    assert found.reasons[:3] == [
         "The period was not over when this was made: 2026-11-20T14:00:00Z to 2026-11-20T22:00:00Z is yet to come.",
         "No stream of vault other is read: nothing of its audit log is known.",
         "1 reads of database credentials have no answer in the log: whether they issued a lease is not known.",
     ]
+
+
+def test_a_pack_of_the_last_minute_is_not_complete_before_own_requests_were_looked_for(streams: list[Stream]) -> None:
+    """A device that has just begun to lose lines is noticed by them alone."""
+    found = completeness(now=END + timedelta(seconds=20))
+    assert [(hole.what, hole.from_at, hole.to_at) for hole in found.streams[0].holes] == [
+        (UNPROVEN, END - timedelta(seconds=40), END)
+    ]
+    assert completeness(now=END + timedelta(seconds=60)).complete
+    # the last one that was found stays noted, and proves itself; what follows it still waits
+    OwnRequest.objects.create(vault=factories.vault(), request_id="a", at=END - timedelta(minutes=9))
+    assert completeness().complete
+    OwnRequest.objects.create(vault=factories.vault(), request_id="b", at=END - timedelta(minutes=8))
+    OwnRequest.objects.create(vault=factories.vault(), request_id="c", at=END + timedelta(minutes=1))
+    (hole,) = completeness().streams[0].holes
+    assert (hole.what, hole.from_at, hole.to_at) == (UNPROVEN, END - timedelta(minutes=9), END)
 
 
 def test_pod_watches_and_samples_are_told_beside_it(streams: list[Stream]) -> None:

@@ -3,7 +3,7 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from itertools import groupby, islice
 from typing import TypeVar
 
@@ -17,6 +17,7 @@ from audit.models import Coverage, Dropped, Gap, Stream
 from audit.pack import holes
 from audit.pack.values import MOST, GapTold, Lines, StreamCoverage
 from leases import health
+from leases.models import OwnRequest, Vault
 
 HOURS = [
     "hour",
@@ -38,6 +39,8 @@ HOURS = [
 GAPS = ["from", "to", "vault", "device", "node", "kind", "what", "lost_bytes", "closed", "gaps"]
 _COUNTS = ("lines", "pairs", "unpaired", "duplicates", "rejected", "expired", "conflicts", "redacted")
 _BATCH = 2000
+# the clock asks every ten seconds; a device that is asked later is asked
+CHECKED_EVERY = timedelta(seconds=30)
 Row = TypeVar("Row", Coverage, Gap)
 
 
@@ -52,7 +55,7 @@ class Read:
     counts: bool
 
 
-def streams(*, from_at: datetime, until: datetime) -> Iterator[Read]:
+def streams(*, from_at: datetime, until: datetime, now: datetime) -> Iterator[Read]:
     """Every stream that ever was, by the time of its making."""
     earliest = Coverage.objects.filter(stream=OuterRef("pk")).order_by("hour").values("hour")[:1]
     known = list(Stream.objects.select_related("device__vault").annotate(first_hour=Subquery(earliest)).order_by("pk"))
@@ -69,11 +72,12 @@ def streams(*, from_at: datetime, until: datetime) -> Iterator[Read]:
         .order_by("stream_id", "to_at", "id")
         .iterator(chunk_size=_BATCH)
     )
+    looked_for = looked_for_until(until=until, now=now)
     late = health.stale_after().total_seconds()
     for stream in known:
         of_hours = {row.hour: row for row in rows(stream.pk)}
         of_gaps = _periods(gaps(stream.pk))
-        reading = _reading(stream, firsts.get(stream.pk))
+        reading = _reading(stream, firsts.get(stream.pk), looked_for[stream.device.vault_id])
         live = not stream.retired and reading.way != "read by hand"
         behind = live and not stream.refused and reading.read_until is not None and reading.read_until < until
         within = hours(
@@ -110,16 +114,34 @@ def _periods(gaps: Iterator[Gap]) -> list[Period]:
     return found
 
 
-def _reading(stream: Stream, first_line_at: datetime | None) -> holes.Reading:
+def looked_for_until(*, until: datetime, now: datetime) -> dict[int, datetime]:
+    """By vault, up to when its audit devices were asked for Leasehold's own requests. See polls.check()."""
+    found = dict.fromkeys(Vault.objects.values_list("pk", flat=True), now - polls.SETTLED - CHECKED_EVERY)
+    noted: dict[int, list[datetime]] = defaultdict(list)
+    # of those that were found the last one stays; any others still wait
+    rows = OwnRequest.objects.filter(at__lt=until).order_by("vault", "at").values_list("vault", "at")
+    for vault, at in rows.iterator(chunk_size=_BATCH):
+        if len(noted[vault]) < 2:
+            noted[vault].append(at)
+    for vault, times in noted.items():
+        if len(times) > 1:
+            found[vault] = min(found[vault], times[0])
+    return found
+
+
+def _reading(stream: Stream, first_line_at: datetime | None, looked_for: datetime) -> holes.Reading:
     way = "followed" if stream.path else "pushed" if stream.pushed else "read by hand"
     read_to_end = way == "followed" and not stream.retired and not stream.refused and stream.unread_bytes == 0
+    read_until = stream.read_at if read_to_end and stream.read_at else stream.last_line_at
+    polled = not (stream.device.vault.retired or stream.retired or stream.refused or way == "read by hand")
     return holes.Reading(
         device=stream.device.name,
         way=way,
         retired=stream.retired,
         refused=stream.refused,
         first_line_at=first_line_at,
-        read_until=stream.read_at if read_to_end and stream.read_at else stream.last_line_at,
+        read_until=read_until,
+        proven_until=min(looked_for, read_until - polls.READ_PAST) if polled and read_until else None,
     )
 
 
@@ -205,9 +227,9 @@ def _days(from_at: datetime, until: datetime) -> dict[str, date]:
     return {"day__gte": from_at.astimezone(UTC).date(), "day__lte": until.astimezone(UTC).date()}
 
 
-def hour_rows(*, from_at: datetime, until: datetime) -> Iterator[exports.Row]:
+def hour_rows(*, from_at: datetime, until: datetime, now: datetime) -> Iterator[exports.Row]:
     """Rows of coverage.csv: each hour of each stream that is judged."""
-    for read in streams(from_at=from_at, until=until):
+    for read in streams(from_at=from_at, until=until, now=now):
         for one in read.hours if read.counts else ():
             counts = {name: getattr(one.row, name) if one.row else 0 for name in _COUNTS}
             wait = round(one.row.lag_seconds, 3) if one.row else None
@@ -221,9 +243,9 @@ def hour_rows(*, from_at: datetime, until: datetime) -> Iterator[exports.Row]:
             }
 
 
-def gap_rows(*, from_at: datetime, until: datetime) -> Iterator[exports.Row]:
+def gap_rows(*, from_at: datetime, until: datetime, now: datetime) -> Iterator[exports.Row]:
     """Rows of gaps.csv, those that are closed too."""
-    for read in streams(from_at=from_at, until=until):
+    for read in streams(from_at=from_at, until=until, now=now):
         for gap in read.gaps:
             yield {
                 "from": gap.from_at,

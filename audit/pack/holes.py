@@ -12,7 +12,11 @@ from audit.pack.values import Hole, StreamCoverage, Stretch
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """How a stream is read: `way` followed, pushed or read by hand. Every line from `first_line_at` to `read_until` was."""
+    """How a stream is read: `way` followed, pushed or read by hand. Every line from `first_line_at` to `read_until` was.
+
+    `proven_until`: up to then its device was asked for Leasehold's own requests, which it must have logged; None where nothing
+    asks its vault.
+    """
 
     device: str
     way: str
@@ -20,6 +24,7 @@ class Reading:
     refused: str
     first_line_at: datetime | None
     read_until: datetime | None
+    proven_until: datetime | None
 
 
 def holes(
@@ -59,6 +64,12 @@ def holes(
                 one.at,
                 one.at + HOUR,
             )
+    if reading.proven_until is not None and reading.proven_until < min(reading.read_until, until):
+        yield Hole(
+            "Leasehold's own requests of then have not been looked for yet: a minute later they have",
+            max(reading.proven_until, from_at),
+            min(reading.read_until, until),
+        )
     if reading.read_until < until:
         yield Hole(after_the_end(reading), max(reading.read_until, from_at), until)
 

@@ -59,7 +59,7 @@ def completeness(*, from_at: datetime, to_at: datetime, with_events: bool, now: 
                 from_at=from_at,
                 until=until,
             )
-            for read in coverage.streams(from_at=from_at, until=until)
+            for read in coverage.streams(from_at=from_at, until=until, now=now)
         ]
     )
     streams.sort(key=lambda one: (one.vault, one.device, one.node))

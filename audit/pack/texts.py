@@ -64,7 +64,7 @@ def completeness(told: Completeness) -> Iterator[str]:
             yield (
                 f"  {one_line(one.stream)} ({one.way}): {n.lines} lines, {n.pairs} pairs, {n.unpaired} unpaired, {n.rejected} "
                 f"rejected, {n.conflicts} contradicting, {n.redacted} redacted, {n.expired} expired; "
-                f"gaps: {len(one.gaps) + one.more_gaps}; a line waited for {one.longest_wait_seconds:g} s at most; "
+                f"gaps: {len(one.gaps) + one.more_gaps}; a line waited for {one.longest_wait_seconds:.1f} s at most; "
                 f"read until {utc(one.read_until) or 'never'}"
             )
             if one.blocks_dropped:

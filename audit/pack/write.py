@@ -145,7 +145,7 @@ def fill(
         writing.csv(f"{kind}.csv", header, read(**period))
         if kind == "accesses":
             sample = draw(writing, **period)
-    judged = {"from_at": from_at, "until": told.judged_until}
+    judged = {"from_at": from_at, "until": told.judged_until, "now": now}
     writing.csv("coverage.csv", coverage.HOURS, coverage.hour_rows(**judged))
     writing.csv("gaps.csv", coverage.GAPS, coverage.gap_rows(**judged))
     made = Manifest(
