@@ -48,6 +48,14 @@ def test_a_gap_refuses_the_word_and_is_named_with_its_bounds(streams: list[Strea
     assert completeness(from_at=START + 2 * HOUR).complete
 
 
+def test_a_device_without_a_line_does_not_make_up_for_the_other_one(streams: list[Stream]) -> None:
+    at = START + HOUR + timedelta(minutes=5)
+    Gap.objects.create(stream=streams[0], kind="replaced", from_at=at, to_at=at + timedelta(seconds=5), what="x", at=at)
+    assert completeness().streams[0].holes[0].also_in == ["demo/file-b/bao-0"]
+    Coverage.objects.filter(stream=streams[1], hour=START + HOUR).delete()
+    assert completeness().streams[0].holes[0].also_in == []
+
+
 def test_a_gap_on_both_devices_is_covered_by_neither(streams: list[Stream]) -> None:
     for stream in streams:
         Gap.objects.create(stream=stream, kind="replaced", to_at=START + HOUR, what="x", at=START)

@@ -34,7 +34,7 @@ def made(
             fingerprint = packs.signing_key(folder)
             pack = packs.report(folder / "out").path
         finally:
-            call_command("flush", database="owner", interactive=False, verbosity=0, inhibit_post_migrate=True)
+            call_command("flush", database="owner", interactive=False, verbosity=0)
     return pack, fingerprint
 
 

@@ -1,11 +1,12 @@
 """What of a stream's period is missing, by rules that are pure: from when to when, and why in words."""
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 import msgspec
 
+from audit.batch import hour
 from audit.hours import HOUR, Hour, Period
 from audit.pack.values import Hole, StreamCoverage, Stretch
 
@@ -100,15 +101,24 @@ def merged(found: Iterable[Hole]) -> list[Hole]:
     )
 
 
-def told_elsewhere(streams: Sequence[StreamCoverage]) -> list[StreamCoverage]:
-    """The same, each hole with the streams of the same node, but other devices, that lack nothing while it lasts."""
+def told_elsewhere(
+    streams: Sequence[StreamCoverage], lines: Mapping[str, Collection[datetime]]
+) -> list[StreamCoverage]:
+    """The same, each hole with the streams of the same node, but other devices, that lack nothing while it lasts.
+
+    `lines`: by stream, the hours in which it has lines. One without any makes up for nothing.
+    """
     return [
         msgspec.structs.replace(
             one,
             holes=[
                 msgspec.structs.replace(
                     hole,
-                    also_in=[other.stream for other in streams if _is_twin(one, other) and not _overlaps(other, hole)],
+                    also_in=[
+                        other.stream
+                        for other in streams
+                        if _is_twin(one, other) and _has_lines(lines[other.stream], hole) and not _overlaps(other, hole)
+                    ],
                 )
                 for hole in one.holes
             ],
@@ -119,6 +129,16 @@ def told_elsewhere(streams: Sequence[StreamCoverage]) -> list[StreamCoverage]:
 
 def _is_twin(one: StreamCoverage, other: StreamCoverage) -> bool:
     return other.counts and (one.vault, one.node) == (other.vault, other.node) and one.device != other.device
+
+
+def _has_lines(hours: Collection[datetime], hole: Hole) -> bool:
+    """In each hour that the hole touches."""
+    at = hour(hole.from_at)
+    while at in hours:
+        at += HOUR
+        if at >= hole.to_at:
+            return True
+    return False
 
 
 def _overlaps(other: StreamCoverage, hole: Hole) -> bool:

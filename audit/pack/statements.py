@@ -50,8 +50,10 @@ def completeness(*, from_at: datetime, to_at: datetime, with_events: bool, now: 
     until = max(from_at, min(to_at, now))
     logged = coverage.logged_hours(from_at=from_at, until=until)
     gone = coverage.dropped(from_at=from_at, until=until)
-    streams = holes.told_elsewhere(
-        [
+    streams: list[StreamCoverage] = []
+    lines: dict[str, set[datetime]] = {}
+    for read in coverage.streams(from_at=from_at, until=until, now=now):
+        streams.append(
             coverage.told(
                 read,
                 logged=logged.get(read.stream.device_id, set()),
@@ -59,9 +61,9 @@ def completeness(*, from_at: datetime, to_at: datetime, with_events: bool, now: 
                 from_at=from_at,
                 until=until,
             )
-            for read in coverage.streams(from_at=from_at, until=until, now=now)
-        ]
-    )
+        )
+        lines[streams[-1].stream] = {one.at for one in read.hours if one.row and one.row.lines}
+    streams = holes.told_elsewhere(streams, lines)
     streams.sort(key=lambda one: (one.vault, one.device, one.node))
     unwatched = unwatched_vaults(streams)
     unanswered = unanswered_reads(from_at=from_at, to_at=to_at)
