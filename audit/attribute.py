@@ -11,15 +11,18 @@ from datetime import datetime, timedelta
 
 import msgspec
 from django.db import connection
+from django.db.models import Max, Q, QuerySet
 from django.utils import timezone
 
-from audit.evidence import Candidate, Evidence, Held, LoginSeen, canonical, gather
+from audit.evidence import Candidate, Evidence, Held, LoginSeen, Resalted, canonical, gather
 from leases.consumers import MOST, listed
 from leases.identity import TOKEN_STORE
-from leases.models import Certainty, Lease, Policy
+from leases.models import Certainty, Lease, Policy, WatchPeriod
 
-# how long later pod data may still tell who holds a lease
+# how long later data may still tell who holds a lease
 STAYS_OPEN = timedelta(minutes=10)
+# and how long a watch that has not come past its read is waited for: it may have been held up, and go on without a gap
+WATCH_LATE = timedelta(days=1)
 # so many leases are judged at once: enough to make queries cheap, few enough to lock no row for long
 SLICE = 2_000
 # so often is a lease judged that others change meanwhile
@@ -57,14 +60,32 @@ def passed_on(evidence: Evidence, login: LoginSeen, decision: Decision) -> Decis
 
 def handed_over(evidence: Evidence, decision: Decision) -> Decision:
     """Credentials that were wrapped are with whoever unwrapped them, which may be another than who read them."""
-    if evidence.unwrapped_from in ("", evidence.address) or decision.certainty is Certainty.UNKNOWN:
+    if not evidence.unwrapped_from or decision.certainty is Certainty.UNKNOWN:
         return decision
-    names = f" by {decision.pod.namespace}/{decision.pod.name}" if decision.pod else ""
+    pod, may_change = decision.pod, decision.open
+    names = f" by {pod.namespace}/{pod.name}" if pod else ""
+    if evidence.unwrapped_from != evidence.address:
+        who = f"unwrapped at {evidence.unwrapped_from}: either can hold it"
+    elif pod is None or is_its_own(evidence, pod):
+        return decision
+    else:
+        who = "unwrapped from there, which is not known to be that pod's own address: whoever else comes from there can hold it"
+        if evidence.living.count:
+            who += f". Of this service account there lived then: {listed(evidence.living.names, evidence.living.count)}"
+        may_change = may_change or not evidence.settled
     return Decision(
         Certainty.AMBIGUOUS,
-        f"read wrapped at {evidence.address}{names}, unwrapped at {evidence.unwrapped_from}: either can hold it. "
-        f"Of the read: {decision.reason}",
-        open=decision.open,
+        f"read wrapped at {evidence.address}{names}, {who}. Of the read: {decision.reason}",
+        open=may_change,
+    )
+
+
+def is_its_own(evidence: Evidence, pod: Candidate) -> bool:
+    """Whether the address of the read was then this pod's and nobody else's, as the pod watch knows."""
+    return (
+        evidence.gapless
+        and not evidence.others
+        and [one.uid for one in evidence.candidates if not one.host_network] == [pod.uid]
     )
 
 
@@ -72,11 +93,11 @@ def reader(evidence: Evidence) -> Decision:
     """Who read it."""
     login = evidence.login
     if login is None:
-        return Decision(Certainty.UNKNOWN, "the login whose token read it was not seen in the audit log", open=True)
+        why = unfound(evidence.resalted) if evidence.resalted else "was not seen in the audit log"
+        return Decision(Certainty.UNKNOWN, f"the login whose token read it {why}", open=True)
     if login.mount_path == TOKEN_STORE:
-        return Decision(
-            Certainty.UNKNOWN, "its token was made by another token, whose own login was not seen", open=True
-        )
+        why = unfound(evidence.resalted) if evidence.resalted else "was not seen"
+        return Decision(Certainty.UNKNOWN, f"its token was made by another token, whose own login {why}", open=True)
     if login.auth_mount_id is None:
         return Decision(
             Certainty.UNKNOWN,
@@ -93,6 +114,14 @@ def reader(evidence: Evidence) -> Decision:
             Candidate(login.claimed_pod_uid, login.service_account_namespace, login.claimed_pod, False),
         )
     return from_address(evidence, login)
+
+
+def unfound(resalted: Resalted) -> str:
+    """Whether it was logged cannot be known."""
+    return (
+        f"was not found: the salt of device {resalted.devices} was another one by {resalted.noticed_at:%FT%TZ}, and what was "
+        "logged before that is hashed otherwise"
+    )
 
 
 def for_others(evidence: Evidence, login: LoginSeen) -> Decision:
@@ -240,11 +269,21 @@ def attribute_slice(keys: list[int], *, skew: timedelta, now: datetime, wait: bo
 
 
 def open_leases(limit: int = SLICE, *, below: int | None = None) -> list[int]:
-    """Leases whose holder later evidence can still tell, newest first."""
-    leases = Lease.objects.filter(attribution_open=True)
+    """Leases whose holder later evidence can still tell, newest first; without those for which there can be none yet."""
+    leases = judgeable(now=timezone.now())
     if below is not None:
         leases = leases.filter(pk__lt=below)
     return list(leases.order_by("-id").values_list("id", flat=True)[:limit])
+
+
+def judgeable(*, now: datetime) -> QuerySet[Lease]:
+    """Open leases, but for older ones that wait for a watch which has not come as far as their read: they may be many."""
+    come_to = dict(WatchPeriod.objects.order_by().values_list("cluster__name").annotate(to_at=Max("to_at")))
+    waits = Q(accessed_at__lt=now - STAYS_OPEN, accessed_at__gte=now - WATCH_LATE) & ~Q(cluster="")
+    behind = ~Q(cluster__in=list(come_to))
+    for cluster, to_at in come_to.items():
+        behind |= Q(cluster=cluster, accessed_at__gt=to_at)
+    return Lease.objects.filter(attribution_open=True).exclude(waits & behind)
 
 
 def waiting(*, limit: int = SLICE) -> Iterator[list[int]]:
@@ -255,9 +294,7 @@ def waiting(*, limit: int = SLICE) -> Iterator[list[int]]:
         oldest = keys[-1]
         yield keys
         while fresh := list(
-            Lease.objects.filter(attribution_open=True, pk__gt=newest)
-            .order_by("id")
-            .values_list("id", flat=True)[:limit]
+            judgeable(now=timezone.now()).filter(pk__gt=newest).order_by("id").values_list("id", flat=True)[:limit]
         ):
             newest = fresh[-1]
             yield fresh
@@ -300,7 +337,6 @@ class Change(msgspec.Struct, frozen=True):
 def settle(lease: Held, evidence: Evidence, decision: Decision, *, now: datetime) -> Change | None:
     """What brings a lease in line with a decision; None if it is in line already."""
     pod, login = decision.pod, evidence.login
-    too_old = lease.accessed_at is not None and now - lease.accessed_at > STAYS_OPEN
     after = msgspec.structs.replace(
         lease,
         certainty=decision.certainty.value,
@@ -311,12 +347,20 @@ def settle(lease: Held, evidence: Evidence, decision: Decision, *, now: datetime
         pod_namespace=pod.namespace if pod else "",
         pod=pod.name if pod else "",
         pod_uid=pod.uid if pod else "",
-        attribution_open=decision.open and not too_old,
+        attribution_open=decision.open and not is_over(lease, evidence, now=now),
     )
     if after == lease:
         return None
     visible = after != msgspec.structs.replace(lease, attribution_open=after.attribution_open)
     return Change(after, lease.certainty, visible)
+
+
+def is_over(lease: Held, evidence: Evidence, *, now: datetime) -> bool:
+    """The time in which more may come to be known. A login that is told of later opens its leases again."""
+    if lease.accessed_at is None:
+        return False
+    is_watched = evidence.login is not None and evidence.login.cluster_id is not None
+    return now - lease.accessed_at > (WATCH_LATE if is_watched and not evidence.settled else STAYS_OPEN)
 
 
 # Rows are locked in the order of their keys, so that two workers never wait for each other. A lease whose evidence or

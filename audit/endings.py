@@ -11,12 +11,12 @@ from urllib.parse import unquote
 
 from django.db import connection
 
-from audit.intern import digest
+from audit.intern import are_near, digest, epoch_of, near
 from audit.lines import Half
 from audit.logins import own_hash
 from audit.models import Ending, Stream, Token
 from audit.secrets import HMAC
-from leases.ends import OUTLIVED
+from leases.ends import NO_SUCH_LEASE, OUTLIVED
 from leases.identity import mount_path
 from leases.models import EndReason, Policy, Revocation, Vault
 from leases.models.actions import Outcome, RevocationState
@@ -107,7 +107,13 @@ def conclude(
 def add(stream: Stream, halves: list[Half]) -> list[int]:
     """Keeps what these are aimed at; returns the keys of those that are new, or told of earlier than before."""
     rows = {
-        (half.request_id, aimed[1]): (half.request_id, half.at, *_there(stream, half, *aimed), half.who[0])
+        (half.request_id, aimed[1]): (
+            half.request_id,
+            half.at,
+            *_there(stream, half, *aimed),
+            half.who[0],
+            epoch_of(aimed[1], stream.device.salt_epoch) if aimed[0] is By.TOKEN else stream.device.salt_epoch,
+        )
         for half in sorted(halves, key=lambda half: half.at, reverse=True)
         if (aimed := aim(half)) is not None
     }
@@ -118,13 +124,13 @@ def add(stream: Stream, halves: list[Half]) -> list[int]:
         cursor.execute(
             """
             INSERT INTO audit_ending AS e (
-              vault_id, device_id, salt_epoch, request_id, at, by, target, path, namespace_path, display_name)
-            SELECT %s, %s, %s, * FROM unnest(
-              %s::text[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[])
+              vault_id, device_id, request_id, at, by, target, path, namespace_path, display_name, salt_epoch)
+            SELECT %s, %s, * FROM unnest(
+              %s::text[], %s::timestamptz[], %s::text[], %s::text[], %s::text[], %s::text[], %s::text[], %s::int[])
             ON CONFLICT (device_id, request_id, target) DO UPDATE SET at = excluded.at WHERE e.at > excluded.at
             RETURNING id
             """,
-            [stream.device.vault_id, stream.device_id, stream.device.salt_epoch, *columns],
+            [stream.device.vault_id, stream.device_id, *columns],
         )
         return [row[0] for row in cursor.fetchall()]
 
@@ -153,58 +159,58 @@ _UP = """
       SELECT u.leaf, g.parent_id, false, LEAST(u.until, (
         SELECT min(e.at) FROM audit_token k
         JOIN audit_ending e ON e.vault_id = g.vault_id AND e.by = 'token alone' AND e.target = k.own_hash::text
-          AND e.device_id = k.device_id AND e.salt_epoch = k.salt_epoch
+          AND e.device_id = k.device_id
         WHERE k.login_id = g.parent_id))
       FROM up u JOIN leases_login g ON g.id = u.login_id
       WHERE g.parent_id IS NOT NULL AND NOT g.is_orphan
     )
 """
 # the endings of those tokens, and of a parent whose own login was not seen
-_TOKEN_ENDINGS = """
+_TOKEN_ENDINGS = f"""
     SELECT n.leaf, e.at, e.request_id, e.by, e.path, e.display_name FROM up n
     JOIN leases_login g ON g.id = n.login_id
     JOIN audit_token k ON k.login_id = n.login_id
     JOIN audit_ending e ON e.vault_id = g.vault_id AND e.by = 'token' AND e.target = k.accessor
-      AND e.device_id = k.device_id AND e.salt_epoch = k.salt_epoch AND e.at <= n.until
+      AND e.device_id = k.device_id AND {are_near("e", "k")} AND e.at <= n.until
     UNION ALL
     SELECT n.leaf, e.at, e.request_id, e.by, e.path, e.display_name FROM up n
     JOIN leases_login g ON g.id = n.login_id
     JOIN audit_token k ON k.login_id = n.login_id AND k.own_hash IS NOT NULL
     JOIN audit_ending e ON e.vault_id = g.vault_id AND (e.by = 'hash of a token' OR (e.by = 'token alone' AND n.is_leaf))
-      AND e.target = k.own_hash::text AND e.device_id = k.device_id AND e.salt_epoch = k.salt_epoch AND e.at <= n.until
+      AND e.target = k.own_hash::text AND e.device_id = k.device_id AND e.at <= n.until
     UNION ALL
     SELECT n.leaf, e.at, e.request_id, e.by, e.path, e.display_name FROM up n
     JOIN leases_login g ON g.id = n.login_id AND g.parent_id IS NULL AND NOT g.is_orphan
     JOIN audit_token k ON k.login_id = n.login_id JOIN audit_token p ON p.id = k.parent_id
     JOIN audit_ending e ON e.vault_id = g.vault_id AND e.by = 'token' AND e.target = p.accessor
-      AND e.device_id = p.device_id AND e.salt_epoch = p.salt_epoch AND e.at <= n.until
+      AND e.device_id = p.device_id AND {are_near("e", "p")} AND e.at <= n.until
     UNION ALL
     SELECT n.leaf, e.at, e.request_id, e.by, e.path, e.display_name FROM up n
     JOIN leases_login g ON g.id = n.login_id
     JOIN audit_ending e ON e.vault_id = g.vault_id AND e.by = 'auth mount' AND e.target = g.mount_path
       AND e.at BETWEEN g.logged_in_at AND n.until AND COALESCE(e.at <= g.expires_at, true)
-"""
+"""  # noqa: S608 (aliases alone)
 # the logins whose tokens these endings name
-_NAMED = """
+_NAMED = f"""
     SELECT k.login_id FROM audit_ending e
-    JOIN audit_token k ON k.device_id = e.device_id AND k.salt_epoch = e.salt_epoch AND k.accessor = e.target
+    JOIN audit_token k ON k.device_id = e.device_id AND {are_near("k", "e")} AND k.accessor = e.target
     WHERE e.id = ANY(%s) AND e.by = 'token'
     UNION
     SELECT c.login_id FROM audit_ending e
-    JOIN audit_token k ON k.device_id = e.device_id AND k.salt_epoch = e.salt_epoch AND k.accessor = e.target
+    JOIN audit_token k ON k.device_id = e.device_id AND {are_near("k", "e")} AND k.accessor = e.target
     JOIN audit_token c ON c.parent_id = k.id
     WHERE e.id = ANY(%s) AND e.by = 'token' AND k.login_id IS NULL
     UNION
     SELECT k.login_id FROM audit_ending e
     JOIN audit_token k ON k.own_hash = CASE WHEN e.by IN ('hash of a token', 'token alone') THEN e.target::bigint END
-      AND k.device_id = e.device_id AND k.salt_epoch = e.salt_epoch
+      AND k.device_id = e.device_id
     WHERE e.id = ANY(%s)
     UNION
     SELECT g.id FROM audit_ending e
     JOIN leases_login g ON g.vault_id = e.vault_id AND g.mount_path = e.target AND g.logged_in_at <= e.at
       AND g.expires_at >= e.at
     WHERE e.id = ANY(%s) AND e.by = 'auth mount'
-"""
+"""  # noqa: S608 (aliases alone)
 
 # from an ending to the leases that it was aimed at
 _LEASES_OF_ENDINGS = [
@@ -212,13 +218,13 @@ _LEASES_OF_ENDINGS = [
     SELECT l.id FROM audit_ending e JOIN leases_lease l ON l.vault_id = e.vault_id AND l.lease_id = e.target
     WHERE e.id = ANY(%s) AND e.by IN ('lease id', 'prefix', 'force')
     """,
-    """
+    f"""
     SELECT l.id FROM audit_ending e
-    JOIN audit_hash h ON h.device_id = e.device_id AND h.salt_epoch = e.salt_epoch AND h.of = 'lease id' AND h.hash = e.target
+    JOIN audit_hash h ON h.device_id = e.device_id AND {are_near("h", "e")} AND h.of = 'lease id' AND h.hash = e.target
     JOIN audit_text t ON t.id = h.lease_name_id
     JOIN leases_lease l ON l.vault_id = e.vault_id AND l.lease_id = t.text
     WHERE e.id = ANY(%s) AND e.by = 'hash of a lease id'
-    """,
+    """,  # noqa: S608 (aliases alone)
     """
     SELECT l.id FROM audit_ending e
     JOIN leases_lease l ON l.vault_id = e.vault_id AND starts_with(l.lease_id, e.target || '/')
@@ -230,12 +236,12 @@ _LEASES_OF_ENDINGS = [
     SELECT l.id FROM down d JOIN leases_lease l ON l.login_id = d.login_id
     """,  # noqa: S608 (the constants above)
     # of a token whose login was not seen
-    """
+    f"""
     SELECT j.lease_id FROM audit_ending e
-    JOIN audit_token k ON k.device_id = e.device_id AND k.salt_epoch = e.salt_epoch AND k.accessor = e.target
+    JOIN audit_token k ON k.device_id = e.device_id AND {are_near("k", "e")} AND k.accessor = e.target
     JOIN audit_leasetoken j ON j.token_id = k.id
     WHERE e.id = ANY(%s) AND e.by = 'token' AND k.login_id IS NULL
-    """,
+    """,  # noqa: S608 (aliases alone)
 ]
 
 _LEASES_OF_TOKENS = f"""
@@ -258,7 +264,7 @@ _ENDINGS_OF_LEASES = f"""
       JOIN audit_text t ON t.text = s.lease_id AND t.digest = ANY(%s)
       JOIN audit_hash h ON h.lease_name_id = t.id AND h.of = 'lease id'
       JOIN audit_ending e ON e.vault_id = s.vault_id AND e.by = 'hash of a lease id' AND e.target = h.hash
-        AND e.device_id = h.device_id AND e.salt_epoch = h.salt_epoch
+        AND e.device_id = h.device_id AND {are_near("e", "h")}
       UNION ALL
       -- a prefix that is a whole id revokes that lease
       SELECT s.id, e.at, e.request_id, e.by, e.path, e.display_name FROM ended s
@@ -275,7 +281,7 @@ _ENDINGS_OF_LEASES = f"""
       SELECT s.id, e.at, e.request_id, e.by, e.path, e.display_name FROM ended s
       JOIN audit_leasetoken j ON j.lease_id = s.id JOIN audit_token k ON k.id = j.token_id AND k.login_id IS NULL
       JOIN audit_ending e ON e.vault_id = s.vault_id AND e.by = 'token' AND e.target = k.accessor
-        AND e.device_id = k.device_id AND e.salt_epoch = k.salt_epoch AND e.at >= s.begun_at
+        AND e.device_id = k.device_id AND {are_near("e", "k")} AND e.at >= s.begun_at
     )
     SELECT DISTINCT ON (f.id) f.id, f.at, f.request_id, f.by, f.path, f.display_name
     FROM fitting f JOIN ended s ON s.id = f.id
@@ -313,7 +319,7 @@ def expect_ends(keys: Iterable[int], *, now: datetime) -> None:
         if rows:
             # found gone, it had ended by then, as far as clocks agree
             skew = Policy.current().clock_skew_seconds
-            cursor.execute(_EXPLAIN, [now, *columns, EndReason.UNKNOWN, skew, EndReason.EXPIRED])
+            cursor.execute(_EXPLAIN, [now, NO_SUCH_LEASE, *columns, EndReason.UNKNOWN, skew, EndReason.EXPIRED])
             cursor.execute(_EXPECT, [now, *columns])
 
 
@@ -325,7 +331,9 @@ _FORGET = """
 # a lookup may have found a lease gone before the line that says why was read, or before the first of several that do
 _EXPLAIN = """
     UPDATE leases_lease l SET
-      ended_at = u.at, end_reason = u.reason, end_evidence = u.evidence || '; a lookup finds no such lease', updated_at = %s
+      ended_at = u.at, end_reason = u.reason, updated_at = %s,
+      -- what is said of an end that was none stays
+      end_evidence = u.evidence || %s || COALESCE(substring(l.end_evidence from '; taken for ended at .*'), '')
     FROM unnest(%s::bigint[], %s::timestamptz[], %s::text[], %s::text[]) AS u (id, at, reason, evidence)
     WHERE l.id = u.id AND l.state = 'ended' AND (
       (l.issued_at <= u.at AND ((l.end_reason = %s AND u.at <= l.ended_at + make_interval(secs => %s)) OR (l.end_reason = %s AND l.ended_at > u.at)))
@@ -346,12 +354,12 @@ _EXPECT = """
 def _ask_for_a_list(stream: Stream, new: list[int], cursor: Any, *, now: datetime) -> None:
     """A revocation by a hash that nothing explains (yet): a list will show which lease is missing."""
     cursor.execute(
-        """
+        f"""
         SELECT EXISTS (
           SELECT 1 FROM audit_ending e WHERE e.id = ANY(%s) AND e.by = 'hash of a lease id' AND NOT EXISTS (
-            SELECT 1 FROM audit_hash h WHERE h.device_id = e.device_id AND h.salt_epoch = e.salt_epoch
+            SELECT 1 FROM audit_hash h WHERE h.device_id = e.device_id AND {are_near("h", "e")}
               AND h.of = 'lease id' AND h.hash = e.target))
-        """,
+        """,  # noqa: S608 (aliases alone)
         [new],
     )
     if cursor.fetchone()[0]:
@@ -376,7 +384,10 @@ def _by_our_own(stream: Stream, half: Half) -> bool:
     if respond.get("method") == "token":
         return True  # a token that was given has no login to know it by
     return Token.objects.filter(
-        device=stream.device, salt_epoch=stream.device.salt_epoch, accessor=half.accessor, login__own=True
+        device=stream.device,
+        salt_epoch__in=near(epoch_of(half.accessor, stream.device.salt_epoch)),
+        accessor=half.accessor,
+        login__own=True,
     ).exists()
 
 

@@ -8,15 +8,21 @@ from collections.abc import Iterable
 from datetime import UTC, date, datetime, timedelta
 from functools import lru_cache
 from ipaddress import ip_address
+from typing import Any
 
 import msgspec
 from django.db import connection
 
+from audit.logins import LIFE
+from audit.secrets import HMAC
 from leases.consumers import MOST, Fetched, Sync, consumers
+from leases.identity import TOKEN_STORE
 from leases.watch import NOTHING_PROVEN, proven
 
 # a pod's address can reach the API this long after the pod began to use it
 ADDRESS_LAG = timedelta(seconds=60)
+# a device's salt is asked for once a minute, so it was another one so long before that is noticed
+NOTICED_AFTER = timedelta(minutes=2)
 # the end of what has not ended
 FOREVER = datetime.max.replace(tzinfo=UTC)
 
@@ -61,6 +67,13 @@ class LoginSeen(msgspec.Struct, frozen=True, array_like=True):
     inherited: bool = False
 
 
+class Resalted(msgspec.Struct, frozen=True, array_like=True):
+    """Every device that logged a read got another salt not long before, or just then: a login of before is hashed otherwise."""
+
+    devices: str
+    noticed_at: datetime
+
+
 class Evidence(msgspec.Struct, frozen=True):
     """All that the rule looks at. `candidates` fit address, service account and time at the read and at the login.
 
@@ -73,9 +86,9 @@ class Evidence(msgspec.Struct, frozen=True):
     cluster: str
     address: str
     candidates: tuple[Candidate, ...]
-    # the pod watch had no gap from before the login (by the skew: who had the address then counts, too) to the read
+    # the pod watch had no gap from before the login to after the read, by the skew: who had the address then counts, too
     gapless: bool
-    # the pod watch has come past the read
+    # the pod watch has come past the read, by the skew
     caught_up: bool
     skew_seconds: float
     # pods of the service account that had just started and whose address is not known (yet)
@@ -88,6 +101,8 @@ class Evidence(msgspec.Struct, frozen=True):
     living: Living = NOBODY
     fetched: bool = False
     syncs: tuple[Sync, ...] = ()
+    # where no login was found
+    resalted: Resalted | None = None
 
 
 class Held(msgspec.Struct, frozen=True, array_like=True):
@@ -183,7 +198,7 @@ class Unplaced(msgspec.Struct, frozen=True, array_like=True):
     name: str
 
 
-LEASES = msgspec.json.Decoder(list[tuple[Held, LoginSeen | None]])
+LEASES = msgspec.json.Decoder(list[tuple[Held, LoginSeen | None, Resalted | None]])
 LIVING = msgspec.json.Decoder(list[tuple[int, Living]])
 ACCOUNTS = msgspec.json.Decoder(list[tuple[int, str, str]])
 ADDRESSES = msgspec.json.Decoder(list[tuple[int, Candidate, datetime, datetime | None]])
@@ -205,7 +220,7 @@ class Placed(msgspec.Struct, frozen=True):
 def gather(keys: list[int], *, skew: timedelta) -> list[tuple[Held, Evidence]]:
     """These leases by id, each with its evidence. Seven queries at most, however many they are."""
     found = leases_of(keys)
-    traces = {lease.id: one for lease, login in found if (one := trace(lease, login))}
+    traces = {lease.id: one for lease, login, _ in found if (one := trace(lease, login))}
     # Before the pods: what a period proves was stored before it, so that no pod of then is missing from what is read next.
     since = min((one.accessed_at for one in traces.values()), default=FOREVER)
     periods = proven({one.account.cluster_id for one in traces.values()}, since=since)
@@ -223,7 +238,7 @@ def gather(keys: list[int], *, skew: timedelta) -> list[tuple[Held, Evidence]]:
         key
         for key, one in traces.items()
         if periods.get(one.account.cluster_id, NOTHING_PROVEN).gapless(
-            from_at=one.login.logged_in_at - skew, to_at=one.accessed_at
+            from_at=one.login.logged_in_at - skew, to_at=one.accessed_at + skew
         )
     }
     fetched = {key for key, one in traces.items() if was_fetched(one, placed[key], fetchers, gapless=key in gapless)}
@@ -233,16 +248,19 @@ def gather(keys: list[int], *, skew: timedelta) -> list[tuple[Held, Evidence]]:
         if key in fetched
     ]
     syncs = consumers(asked)
+    wrapped = {lease.id for lease, _, _ in found if lease.unwrapped_from}
     living = living_pods(
         {
-            key: (traces[key], found.node)
-            for key, found in placed.items()
-            if key not in fetched and not traces[key].claimed and (found.node or not found.candidates)
+            key: (traces[key], there.node)
+            for key, there in placed.items()
+            if key not in fetched
+            and (key in wrapped or not traces[key].claimed)
+            and (there.node or not there.candidates)
         },
         skew=skew,
     )
 
-    def evidence(lease: Held, login: LoginSeen | None) -> Evidence:
+    def evidence(lease: Held, login: LoginSeen | None, resalted: Resalted | None) -> Evidence:
         one = traces.get(lease.id)
         if one is None:
             return Evidence(
@@ -254,6 +272,7 @@ def gather(keys: list[int], *, skew: timedelta) -> list[tuple[Held, Evidence]]:
                 caught_up=False,
                 skew_seconds=seconds,
                 unwrapped_from=lease.unwrapped_from,
+                resalted=resalted,
             )
         watch = periods.get(one.account.cluster_id, NOTHING_PROVEN)
         late = lease.id not in settled
@@ -275,11 +294,12 @@ def gather(keys: list[int], *, skew: timedelta) -> list[tuple[Held, Evidence]]:
         )
 
     seconds = skew.total_seconds()
-    return [(lease, evidence(lease, login)) for lease, login in found]
+    return [(lease, evidence(lease, login, resalted)) for lease, login, resalted in found]
 
 
-def leases_of(keys: list[int]) -> list[tuple[Held, LoginSeen | None]]:
-    """These leases by id, each with its login where that is known: of a token that others made, the first of that line."""
+def leases_of(keys: list[int]) -> list[tuple[Held, LoginSeen | None, Resalted | None]]:
+    """These leases by id, each with its login where that is known: of a token that others made, the first of that line. Where it
+    is not known, with what a change of salts may have to do with that."""
     query = """
         SELECT json_agg(json_build_array(
             json_build_array(
@@ -291,6 +311,19 @@ def leases_of(keys: list[int]) -> list[tuple[Held, LoginSeen | None]]:
                 login.logged_in_at, login.mount_path, login.auth_mount_id, login.address,
                 login.service_account_namespace, login.service_account, login.claimed_pod, login.claimed_pod_uid,
                 cluster.id, coalesce(cluster.name, ''), login.id <> own.id OR own.was_wrapped OR login.was_wrapped
+            ) END,
+            CASE WHEN own.id IS NULL OR login.mount_path = %(token_store)s THEN (
+                SELECT json_build_array(string_agg(DISTINCT device.name, ', '), max(device.salt_changed_at))
+                FROM audit_leasetoken read_by
+                JOIN audit_token token ON token.id = read_by.token_id
+                JOIN audit_device device ON device.id = token.device_id
+                WHERE read_by.lease_id = lease.id
+                HAVING bool_and(coalesce(
+                    starts_with(token.accessor, %(hmac)s)
+                    AND lease.accessed_at >= device.salt_changed_at - %(noticed)s
+                    AND lease.accessed_at < device.salt_changed_at + %(life)s,
+                    false
+                ))
             ) END
         ) ORDER BY lease.id)::text
         FROM leases_lease lease
@@ -298,10 +331,17 @@ def leases_of(keys: list[int]) -> list[tuple[Held, LoginSeen | None]]:
         LEFT JOIN leases_login login ON login.id = coalesce(own.origin_id, own.id)
         LEFT JOIN leases_authmount mount ON mount.id = login.auth_mount_id
         LEFT JOIN leases_cluster cluster ON cluster.id = mount.cluster_id
-        WHERE lease.id = ANY(%s)
+        WHERE lease.id = ANY(%(keys)s)
     """
+    values: dict[str, Any] = {
+        "keys": keys,
+        "hmac": HMAC,
+        "noticed": NOTICED_AFTER,
+        "life": LIFE,
+        "token_store": TOKEN_STORE,
+    }
     with connection.cursor() as cursor:
-        cursor.execute(query, [keys])
+        cursor.execute(query, values)
         return LEASES.decode(cursor.fetchone()[0] or "[]")
 
 

@@ -349,8 +349,11 @@ def findings(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
         }
 
 
-def could_read(database: Database | None, *, at: datetime, to: datetime | None = None) -> Iterator[Row]:
-    """One row per lease that was live at an instant; with `to`, per lease that was live at either, and its change."""
+def could_read(database: Database | None, *, at: datetime, to: datetime | None = None, now: datetime) -> Iterator[Row]:
+    """One row per lease that was live at an instant; with `to`, per lease that was live at either, and its change.
+
+    In the end a row without a lease for each instant: its doubts are those of the whole, which also an empty answer has.
+    """
     changes: list[timemachine.Change | None] = list(timemachine.Change) if to else [None]
     for change in changes:
         page = (
@@ -367,6 +370,9 @@ def could_read(database: Database | None, *, at: datetime, to: datetime | None =
                 "change": change,
                 "doubts": " ".join(doubts[lease.pk]),
             }
+    for moment in [at, to] if to else [at]:
+        said = timemachine.in_words(database, at=moment, now=now)
+        yield {**dict.fromkeys(COULD_READ), "at": moment, "doubts": " ".join(["Of the whole answer:", *said])}
 
 
 KINDS: dict[str, tuple[list[str], Callable[..., Iterator[Row]]]] = {

@@ -13,6 +13,8 @@ from uuid import UUID
 import msgspec
 from django.db import connection
 
+from audit.secrets import HMAC
+
 # entry_type, operation, path, mount_point, mount_type, namespace_path
 What = tuple[str, str, str, str, str, str]
 # display_name, entity_id, token_type, policies and metadata (both as JSON text)
@@ -148,23 +150,60 @@ def _insert(table: str, columns: tuple[str, ...], types: tuple[str, ...], rows: 
         return found
 
 
+def near(epoch: int) -> list[int]:
+    """The salt epochs that a line of this one may be of: a device's salt is asked for once a minute, so lines of the new salt may
+    have been counted to the old one, and a backlog of the old one to the new. Hashes of different salts never match."""
+    return [epoch - 1, epoch, epoch + 1]
+
+
+def are_near(one: str, other: str) -> str:
+    """The same in SQL, of two tables; of the first an index can be used."""
+    return f"{one}.salt_epoch = ANY(ARRAY[{other}.salt_epoch - 1, {other}.salt_epoch, {other}.salt_epoch + 1])"
+
+
+def epoch_of(shown: str, epoch: int) -> int:
+    """The salt epoch of what a device shows of a token: an accessor in plain text (hmac_accessor=false) has no salt."""
+    return epoch if shown.startswith(HMAC) else 0
+
+
 def _insert_tokens(keys: list[tuple[int, int, str]]) -> dict[tuple[int, int, str], int]:
+    """What is known of the epochs beside is the same token."""
     rows = sorted(keys)
-    devices, epochs, accessors = (list(column) for column in zip(*rows, strict=True))
+    found = _find_tokens(rows)
+    new = sorted(
+        {
+            (device, epoch_of(accessor, epoch), accessor)
+            for device, epoch, accessor in rows
+            if (device, epoch, accessor) not in found
+        }
+    )
+    if new:
+        with connection.cursor() as cursor:
+            cursor.execute(
+                "INSERT INTO audit_token (device_id, salt_epoch, accessor)"
+                " SELECT * FROM unnest(%s::bigint[], %s::int[], %s::text[])"
+                " ON CONFLICT (device_id, salt_epoch, accessor) DO NOTHING",
+                [list(column) for column in zip(*new, strict=True)],
+            )
+        found |= _find_tokens([key for key in rows if key not in found])
+    return found
+
+
+def _find_tokens(keys: list[tuple[int, int, str]]) -> dict[tuple[int, int, str], int]:
+    epochs = [epoch_of(accessor, epoch) for _, epoch, accessor in keys]
     with connection.cursor() as cursor:
         cursor.execute(
-            "INSERT INTO audit_token (device_id, salt_epoch, accessor)"
-            " SELECT * FROM unnest(%s::bigint[], %s::int[], %s::text[])"
-            " ON CONFLICT (device_id, salt_epoch, accessor) DO NOTHING",
-            [devices, epochs, accessors],
+            f"""
+            SELECT k.place, (
+              -- neither min() nor LIMIT 1: for those the planner may walk along another index
+              SELECT (array_agg(t.id ORDER BY t.salt_epoch, t.id))[1] FROM audit_token t
+              WHERE t.device_id = k.device_id AND t.accessor = k.accessor AND {are_near("t", "k")}
+            )
+            FROM unnest(%s::bigint[], %s::int[], %s::text[]) WITH ORDINALITY AS k (device_id, salt_epoch, accessor, place)
+            """,  # noqa: S608 (the names above)
+            [[device for device, _, _ in keys], epochs, [accessor for _, _, accessor in keys]],
         )
-        cursor.execute(
-            "SELECT t.device_id, t.salt_epoch, t.accessor, t.id FROM audit_token t"
-            " JOIN unnest(%s::bigint[], %s::int[], %s::text[]) AS k (device_id, salt_epoch, accessor)"
-            " USING (device_id, salt_epoch, accessor)",
-            [devices, epochs, accessors],
-        )
-        return {(device, epoch, accessor): number for device, epoch, accessor, number in cursor.fetchall()}
+        return {keys[place - 1]: number for place, number in cursor.fetchall() if number is not None}
 
 
 def known_texts(keys: Collection[str]) -> dict[str, int]:

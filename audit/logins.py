@@ -22,7 +22,7 @@ _IS_HMAC = re.compile(r"hmac-sha256:[0-9a-f]{64}").fullmatch
 # a token's login is told of at most this long after the token was first used, by the times in the log
 _EARLY = timedelta(hours=1)
 # and a token lives at most that long, by Vault's default max_lease_ttl of 32 days and a bit
-_LIFE = timedelta(days=40)
+LIFE = timedelta(days=40)
 # what a login's response says, and what the registered mounts make of it
 _SAID = (
     "mount_path",
@@ -116,7 +116,7 @@ def take_logins(stream: Stream, halves: list[Half], renewed: Renewals) -> list[i
         linked = cursor.fetchall()
     if own := [(token, at) for token, is_own, at in linked if is_own]:
         times = [at for _, at in own]
-        mark_own(vault.pk, [token for token, _ in own], since=min(times) - _EARLY, until=max(times) + _LIFE)
+        mark_own(vault.pk, [token for token, _ in own], since=min(times) - _EARLY, until=max(times) + LIFE)
     return [row[0] for row in linked]
 
 

@@ -216,6 +216,38 @@ def around(database: Database | None, *, at: datetime, now: datetime) -> Around:
     return Around([(stream, found[stream.pk]) for stream in streams], hours, incomplete, min(firsts, default=None))
 
 
+def in_words(database: Database | None, *, at: datetime, now: datetime) -> list[str]:
+    """What the whole answer about an instant lacks, or that nothing is known to be missing, each as a sentence."""
+    known, older, forced = (
+        around(database, at=at, now=now),
+        older_than_seen(database, at=at),
+        forced_before(database, at=at),
+    )
+    if known.known_from is None:
+        said = ["No audit line has been read yet: what is listed is known from Vault alone, and holders are not."]
+    elif at < known.known_from:
+        said = [
+            f"The audit log is known from {_utc(known.known_from)} on, and this moment is before that: only leases that Vault still "
+            "knew later are listed."
+        ]
+    elif known.incomplete:
+        said = [
+            f"In {known.incomplete} of the {known.hours} hours up to this moment the audit log is not known to be complete: leases "
+            "issued then may be missing, or known without their holder."
+        ]
+    else:
+        said = [f"In all {known.hours} hours up to this moment the audit log is complete."]
+    if older:
+        count = f"{older:,}{' or more' if older == MOST else ''}"
+        said.append(
+            f"Leases that were first seen later, and may have been live, since nothing says when they were issued: {count}."
+        )
+    if forced:
+        users = ", ".join(lease.database_user or lease.lease_id for lease in forced)
+        said.append(f"Leases were dropped by force before, and their database users may live on: {users}.")
+    return said
+
+
 def incomplete_hours(nodes: Iterable[list[list[Hour]]]) -> int:
     """In how many hours lines may be missing. `nodes`: of each, its streams' hours; one whole stream that has lines makes it whole. Pure.
 

@@ -13,7 +13,7 @@ from django.db import connection
 from django.db.models import Exists, OuterRef, Q, QuerySet
 from django.utils import timezone
 
-from audit import guess
+from audit import guess, intern
 from audit.models import AskedName, Device, Hash, Stream
 from leases import clients
 from leases.models import Database, Lease, LeaseState, Sampling, Vault
@@ -57,11 +57,11 @@ _NAMES = """
     ) OR NOT EXISTS (SELECT FROM leases_sampling sampling WHERE sampling.server_id = names.server_id))
     ORDER BY max(first_seen_at) DESC, name
 """
-_TIE = """
+_TIE = f"""
     WITH told AS (
         SELECT DISTINCT ON (lease.id) lease.id, asked.name
         FROM audit_askedname asked
-        JOIN audit_hash h ON h.device_id = asked.device_id AND h.salt_epoch = asked.salt_epoch
+        JOIN audit_hash h ON h.device_id = asked.device_id AND {intern.are_near("h", "asked")}
             AND h.of = %(of)s AND h.hash = asked.hash
         JOIN audit_device device ON device.id = asked.device_id
         JOIN audit_text text ON text.id = h.lease_name_id
@@ -73,7 +73,7 @@ _TIE = """
     SET database_user = told.name, database_user_by = %(hash)s, sessions_due = true, updated_at = %(now)s
     FROM told WHERE lease.id = told.id
     RETURNING lease.id, lease.database_user
-"""
+"""  # noqa: S608 (aliases alone)
 # the younger a name, the sooner its line may come
 _WAIT = """
     UPDATE audit_askedname

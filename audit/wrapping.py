@@ -34,7 +34,8 @@ def take(stream: Stream, answers: list[Half]) -> list[Unwrapped]:
     with connection.cursor() as cursor:
         keys = _add_wraps(cursor, here, wraps) if wraps else []
         keys += _add_unwraps(cursor, here, unwraps) if unwraps else []
-        cursor.execute(_KNOWN, [*here, keys, *here, *here, *here])
+        near: list[Any] = [here[0], intern.near(here[1])]
+        cursor.execute(_KNOWN, [*near, keys, *near, *near, *near])
         found = [_unwrapped(*row) for row in cursor.fetchall()]
     intern.tokens([(here[0], here[1], one.read.accessor) for one in found if one.read.accessor])
     intern.texts({one.read.lease_id for one in found})
@@ -94,31 +95,31 @@ def _columns(rows: dict[str, tuple[Any, ...]]) -> list[list[Any]]:
 
 
 # from any wrapping token that was told of just now, through rewrappings down to the unwrapping and up to the read
-_KNOWN = """
+_KNOWN = f"""
     WITH RECURSIVE down (key) AS (
       SELECT other.key FROM audit_wrapping w
       JOIN audit_wrapping other ON other.device_id = w.device_id AND other.salt_epoch = w.salt_epoch
         AND other.request_id = w.request_id
-      WHERE w.device_id = %s AND w.salt_epoch = %s AND w.key = ANY(%s::text[])
+      WHERE w.device_id = %s AND w.salt_epoch = ANY(%s::int[]) AND w.key = ANY(%s::text[])
       UNION
       SELECT other.key FROM down d
-      JOIN audit_wrapping w ON w.device_id = %s AND w.salt_epoch = %s AND w.rewraps <> '' AND w.rewraps = d.key
+      JOIN audit_wrapping w ON w.device_id = %s AND w.salt_epoch = ANY(%s::int[]) AND w.rewraps <> '' AND w.rewraps = d.key
       JOIN audit_wrapping other ON other.device_id = w.device_id AND other.salt_epoch = w.salt_epoch
         AND other.request_id = w.request_id AND other.rewraps = w.rewraps
     ), out AS (
-      SELECT u.* FROM down d JOIN audit_unwrapping u ON u.device_id = %s AND u.salt_epoch = %s AND u.key = d.key
+      SELECT u.* FROM down d JOIN audit_unwrapping u ON u.device_id = %s AND u.salt_epoch = ANY(%s::int[]) AND u.key = d.key
     ), up (unwrap, key) AS (
       SELECT id, key FROM out
       UNION
       SELECT p.unwrap, w.rewraps FROM up p
-      JOIN audit_wrapping w ON w.device_id = %s AND w.salt_epoch = %s AND w.key = p.key AND w.rewraps <> ''
+      JOIN audit_wrapping w ON w.device_id = %s AND w.salt_epoch = ANY(%s::int[]) AND w.key = p.key AND w.rewraps <> ''
     )
     SELECT w.request_id, w.at, w.path, w.mount_point, w.namespace_path, w.address, w.accessor,
            o.request_id, o.at, o.lease_id, o.username, o.address
     FROM up p JOIN out o ON o.id = p.unwrap
-    JOIN audit_wrapping w ON w.device_id = o.device_id AND w.salt_epoch = o.salt_epoch AND w.key = p.key AND w.rewraps = ''
+    JOIN audit_wrapping w ON w.device_id = o.device_id AND {intern.are_near("w", "o")} AND w.key = p.key AND w.rewraps = ''
     ORDER BY w.at DESC
-"""
+"""  # noqa: S608 (names of tables)
 
 
 def _unwrapped(

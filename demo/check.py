@@ -2,7 +2,7 @@
 
 Strict: a pod that is named must be the true one, an ambiguous one must be among those listed, a service account must be
 the true one in the true cluster, nothing may be unknown (all pods log in through registered mounts, and no line is missed),
-and a lease whose end is known must have ended for that reason.
+and a lease whose end is known must have ended then and for that reason.
 """
 
 import re
@@ -37,6 +37,8 @@ _OPENED = timedelta(seconds=10)
 _READ = timedelta(seconds=2)
 # a renewal and the end that a lookup found may be told in the other order
 _MARGIN = timedelta(seconds=5)
+# an end is written down when Vault has answered, or a lookup found an expired lease gone
+_END_MARGIN = timedelta(seconds=10)
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -185,6 +187,9 @@ def _judge_end(report: Report, line: truth.Line, row: Row | None, way: str) -> N
     if row is None or row.state != "ended":
         found["missing"] += 1
         report.problems.append(f"{line.lease_id}: ended {way} at {line.at}, shown as {row.state if row else 'nothing'}")
+    elif row.ended_at is None or abs(row.ended_at - datetime.fromisoformat(line.at)) > _END_MARGIN:
+        found["wrong"] += 1
+        report.problems.append(f"{line.lease_id}: ended {way} at {line.at}, shown as ended at {row.ended_at}")
     elif row.end_reason == line.reason:
         found["right"] += 1
     else:

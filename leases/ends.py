@@ -9,6 +9,8 @@ from leases.models.ledger import EndReason
 PROMPT = timedelta(seconds=5)
 # a lease that has time left so long after an event has outlived it: clocks differ, and a revocation takes a moment
 OUTLIVED = timedelta(seconds=10)
+# at the end of the evidence
+NO_SUCH_LEASE = "; a lookup finds no such lease"
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +50,7 @@ def why_gone(
     """
 
     def gone(at: datetime, reason: EndReason, evidence: str) -> Gone:
-        return Gone(at, reason, f"{evidence}; a lookup finds no such lease")
+        return Gone(at, reason, evidence + NO_SUCH_LEASE)
 
     if told_by is not None:
         return gone(now, EndReason.REVOKED_HERE, f"action {told_by}")

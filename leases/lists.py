@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.db import connection
 from django.db.models import F, Q, Sum
@@ -16,6 +17,7 @@ from django.db.models.functions import Coalesce
 from django.utils import timezone
 
 from leases import clients, meter
+from leases.ends import NO_SUCH_LEASE, OUTLIVED
 from leases.models import ApiCost, Certainty, Database, DatabaseRole, Lease, LeaseState, RoleList, Vault
 from leases.vault import Sent, VaultClient, VaultDenied, VaultError, VaultLoginFailed, VaultSealed, VaultUnreachable
 
@@ -138,7 +140,7 @@ def _list_role(vault: Vault, row: RoleList, client: VaultClient) -> Counter[str]
         _put_off(row, f"{error.cause}. {error.fix}")
         return Counter(put_off=1)
     ids = [f"{mount}/creds/{role}/{name}" for name in names if not name.endswith("/")]
-    new = take_in_all(vault, ids, namespace=namespace)
+    new = take_in_all(vault, ids, namespace=namespace, began=began)
     missing = _ask_for_missing(vault, row, ids, began=began, now=timezone.now())
     RoleList.objects.filter(pk=row.pk).update(listed_at=began, tried_at=timezone.now(), leases=len(ids), put_off="")
     return Counter(listed=len(ids), new=new, missing=missing)
@@ -201,9 +203,20 @@ def take_in(vault: Vault, lease_id: str, *, now: datetime) -> Lease | None:
     return Lease.objects.get(vault=vault, lease_id=lease_id)
 
 
-def take_in_all(vault: Vault, lease_ids: Sequence[str], *, namespace: str, now: datetime | None = None) -> int:
-    """The same for many, of one namespace; those that are known, ended ones too, stay as they are. Returns how many were new."""
+def take_in_all(
+    vault: Vault,
+    lease_ids: Sequence[str],
+    *,
+    namespace: str,
+    now: datetime | None = None,
+    began: datetime | None = None,
+) -> int:
+    """The same for many, of one namespace; those that live stay as they are. Returns how many were new.
+
+    `began`: when Vault was asked. What had ended well before that has not ended after all.
+    """
     new = _strangers(vault, lease_ids)
+    _take_back(vault, lease_ids, began=began or timezone.now(), now=now or timezone.now())
     roles: dict[tuple[str, str], int] = {}
     if namespace == own_namespace(vault):
         known = DatabaseRole.objects.filter(vault=vault).values_list("mount", "name", "database_id")
@@ -211,6 +224,41 @@ def take_in_all(vault: Vault, lease_ids: Sequence[str], *, namespace: str, now: 
     for begin in range(0, len(new), AT_ONCE):
         _add(vault, namespace, new[begin : begin + AT_ONCE], roles, now=now or timezone.now())
     return len(new)
+
+
+# What is told of the end that was none stands in the evidence, also once the lease has ended again; a lookup that finds the lease
+# gone nevertheless (a stale list) ends it as before.
+_TAKE_BACK = """
+    UPDATE leases_lease l SET
+      state = 'live', ended_at = NULL, end_reason = '', lookup_due_at = %(now)s, updated_at = %(now)s,
+      end_seen_at = l.ended_at, end_seen_reason = l.end_reason,
+      end_seen_evidence = split_part(l.end_evidence, %(no_such_lease)s, 1),
+      end_evidence = left(
+        'taken for ended at ' || to_char(l.ended_at AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24:MI:SS"Z"') || ' (' || l.end_reason
+        || ': ' || l.end_evidence || '), but a list of ' || %(began)s || ' has it', 2000)
+    FROM unnest(%(ids)s::text[]) AS u (id)
+    WHERE l.vault_id = %(vault)s AND l.lease_id = u.id AND l.state = 'ended'
+      -- by the clocks of others; and what ended it was known before the list was asked for
+      AND l.ended_at < %(began_at)s - %(outlived)s AND l.updated_at < %(began_at)s
+    RETURNING l.lease_id
+"""
+
+
+def _take_back(vault: Vault, lease_ids: Sequence[str], *, began: datetime, now: datetime) -> None:
+    """Leases that were taken for ended, by a false answer or before Vault was restored from a snapshot: a lookup says what they are."""
+    values: dict[str, Any] = {
+        "now": now,
+        "no_such_lease": NO_SUCH_LEASE,
+        "began": f"{began:%FT%TZ}",
+        "ids": list(lease_ids),
+        "vault": vault.pk,
+        "began_at": began,
+        "outlived": OUTLIVED,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_TAKE_BACK, values)
+        for (lease_id,) in cursor.fetchall():
+            log.warning("lease %s was taken for ended, and a list of vault %s has it", lease_id, vault)
 
 
 def _strangers(vault: Vault, lease_ids: Sequence[str]) -> list[str]:
@@ -281,12 +329,13 @@ def take_irrevocable(vault: Vault, namespace: str, client: VaultClient, *, now: 
     Only those of the watched mounts. Raises VaultError.
     """
     mounts = tuple(f"{mount}/creds/" for mount in vault.lease_mounts)
+    began = timezone.now()
     found = {
         lease.lease_id: lease.error
         for lease in client.irrevocable_leases(namespace=namespace)
         if lease.lease_id.startswith(mounts)
     }
-    take_in_all(vault, list(found), namespace=namespace)
+    take_in_all(vault, list(found), namespace=namespace, began=began)
     with connection.cursor() as cursor:
         cursor.execute(
             """

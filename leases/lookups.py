@@ -192,12 +192,10 @@ def end_all_gone(leases: Sequence[Lease], *, now: datetime) -> None:
     fresh = list(rows)
     times = token_times([lease.login_id for lease in fresh if lease.login_id is not None])
     # one that Vault was not told of yet has ended nothing
-    told = dict(
-        Revocation.objects.filter(lease__in=keys)
-        .exclude(state__in=[RevocationState.REQUESTED, RevocationState.FAILED])
-        .order_by("id")
-        .values_list("lease_id", "action_id")
-    )
+    revocations = Revocation.objects.filter(lease__in=keys).order_by("id")
+    told = {
+        row.lease_id: row for row in revocations.exclude(state__in=[RevocationState.REQUESTED, RevocationState.FAILED])
+    }
     gone = [(lease.pk, _why(lease, times.get(lease.login_id or 0), told.get(lease.pk), now=now)) for lease in fresh]
     _end_all(gone, now=now)
 
@@ -223,15 +221,18 @@ def token_times(logins: Sequence[int]) -> dict[int, datetime | None]:
         return dict(cursor.fetchall())
 
 
-def _why(lease: Lease, token_time: datetime | None, action: object, *, now: datetime) -> Gone:
+def _why(lease: Lease, token_time: datetime | None, told: Revocation | None, *, now: datetime) -> Gone:
     seen = None
     if lease.end_seen_at is not None:
         seen = Seen(lease.end_seen_at, EndReason(lease.end_seen_reason), lease.end_seen_evidence)
     alive_at = lease.looked_up_at if lease.expires_at and lease.expires_at > (lease.looked_up_at or now) else None
     token_ends_at, token_revoked = _token_ends_at(lease.login, token_time, alive_at=alive_at)
+    if told is not None and alive_at is not None and told.updated_at < alive_at - OUTLIVED:
+        # it came back, from a snapshot of before
+        told = None
     return why_gone(
         now=now,
-        told_by=str(action) if action else None,
+        told_by=str(told.action_id) if told is not None else None,
         seen=seen,
         expires_at=lease.expires_at,
         token_ends_at=token_ends_at,
@@ -258,7 +259,9 @@ def end(lease: Lease, *, at: datetime, reason: EndReason, evidence: str, now: da
 
 _END = """
     UPDATE leases_lease l SET
-      state = 'ended', ended_at = u.at, end_reason = u.reason, end_evidence = u.evidence, lookup_due_at = NULL, updated_at = %s
+      state = 'ended', ended_at = u.at, end_reason = u.reason, lookup_due_at = NULL, updated_at = %s,
+      -- with what was said of an end that was none
+      end_evidence = concat_ws('; ', u.evidence, NULLIF(l.end_evidence, ''))
     FROM unnest(%s::bigint[], %s::timestamptz[], %s::text[], %s::text[]) AS u (id, at, reason, evidence)
     WHERE l.id = u.id AND l.state <> 'ended'
 """

@@ -52,7 +52,7 @@ def evidence_one_by_one(lease: Lease, *, skew: timedelta) -> Evidence:
     fitting = both or (tuple(dict.fromkeys(at_read + at_login)) if at_read and at_login else ())
     others = tuple(pod for pod in read_by if pod not in at_read)
     settled = caught_up(cluster_id, at=at, skew=skew + ADDRESS_LAG)
-    proven = gapless(cluster_id, from_at=login.logged_in_at - skew, to_at=at)
+    proven = gapless(cluster_id, from_at=login.logged_in_at - skew, to_at=at + skew)
     claimed = bool(login.claimed_pod and login.claimed_pod_uid)
     fetched = fetches(cluster_id, login.service_account_namespace, login.service_account) or (
         proven
@@ -327,6 +327,7 @@ def test_the_random_worlds_hold_every_kind_of_evidence() -> None:
 def test_leases_and_their_history_say_what_the_rule_decides_on_that_evidence(seed: int) -> None:
     world = random_world(seed)
     decided = {one.pk: decide(evidence_one_by_one(one, skew=SKEW)) for one in world}
+    held = {lease.id: (lease, evidence) for lease, evidence in gather(list(decided), skew=SKEW)}
     changed = attribute.attribute([one.pk for one in world], now=LATER)
     assert changed == AttributionChange.objects.count() == len(world)
     changes = AttributionChange.objects.order_by("id")
@@ -334,7 +335,7 @@ def test_leases_and_their_history_say_what_the_rule_decides_on_that_evidence(see
         after = Lease.objects.select_related("login__auth_mount__cluster").get(pk=before.pk)
         decision = decided[before.pk]
         assert said(after) == expected(before, decision)
-        assert after.attribution_open == (decision.open and before.accessed_at is None)
+        assert after.attribution_open == (decision.open and not attribute.is_over(*held[before.pk], now=LATER))
         assert after.updated_at == LATER
         assert (change.at, change.vault, change.lease_id) == (LATER, before.vault.name, before.lease_id)
         assert (change.certainty_before, change.certainty) == (Certainty.UNKNOWN, decision.certainty)
@@ -494,8 +495,9 @@ def test_the_end_of_waiting_alone_is_no_change_of_a_leases_history(scene: Scene)
     WatchPeriod.objects.update(to_at=BEGIN + timedelta(seconds=10))
     key = many(scene, 1)[0]
     assert attribute.attribute([key], now=BEGIN) == 1
+    assert attribute.attribute([key], now=BEGIN + attribute.WATCH_LATE) == 0
     assert Lease.objects.get().attribution_open
-    assert attribute.attribute([key], now=LATER) == 0
+    assert attribute.attribute([key], now=BEGIN + attribute.WATCH_LATE + timedelta(minutes=1)) == 0
     found = Lease.objects.get()
     assert (found.attribution_open, found.updated_at) == (False, BEGIN)
     assert AttributionChange.objects.count() == 1

@@ -9,6 +9,7 @@ from django.db import connection
 from django.test import Client
 from django.test.utils import CaptureQueriesContext
 from django.urls import reverse
+from django.utils import timezone
 
 from audit import attribute, queries
 from audit.models import AttributionChange
@@ -198,6 +199,71 @@ def test_a_watch_that_began_within_the_skew_before_the_login_names_nobody(place:
     assert certainty(place.lease("10.0.0.1")) == (Certainty.SERVICE_ACCOUNT, "", "")
 
 
+def test_a_watch_that_comes_late_but_without_a_gap_still_names_the_pod(place: Place) -> None:
+    WatchPeriod.objects.update(to_at=at(-1))
+    lease = place.lease("10.0.0.1")
+    attribute.attribute([lease.pk], now=at(11 * 60))
+    place.pod("then", "10.0.0.1")
+    WatchPeriod.objects.update(to_at=at(12 * 60))
+    for keys in attribute.waiting():
+        attribute.attribute(keys, now=at(13 * 60))
+    lease.refresh_from_db()
+    assert certainty(lease) == (Certainty.INFERRED, "then", "c-then")
+
+
+def test_what_waits_for_a_late_watch_is_not_judged_again_until_it_has_come_that_far(place: Place) -> None:
+    """They may be very many, and every turn looks at open leases."""
+    now = timezone.now()
+    place.pod("then", "10.0.0.1")
+    lease = place.lease("10.0.0.1")
+    young = place.lease("10.0.0.1")
+    foreign = place.lease("10.0.0.1", auth_mount=None)
+    Lease.objects.filter(pk=lease.pk).update(accessed_at=now - timedelta(minutes=11), attribution_open=True)
+    Lease.objects.filter(pk=young.pk).update(accessed_at=now - timedelta(minutes=9), attribution_open=True)
+    Lease.objects.filter(pk=foreign.pk).update(accessed_at=now - timedelta(minutes=11), attribution_open=True)
+    WatchPeriod.objects.update(to_at=now - timedelta(minutes=12))
+    assert attribute.open_leases() == [foreign.pk, young.pk]
+    WatchPeriod.objects.update(to_at=now - timedelta(minutes=10))
+    assert attribute.open_leases() == [foreign.pk, young.pk, lease.pk]
+    # and when nobody waits for it any more, so that it is closed
+    Lease.objects.filter(pk=lease.pk).update(accessed_at=now - timedelta(days=1, minutes=1))
+    WatchPeriod.objects.all().delete()
+    assert attribute.open_leases() == [foreign.pk, young.pk, lease.pk]
+    assert attribute.attribute_waiting(seconds=60) == 3
+    assert attribute.open_leases() == [young.pk]
+
+
+def test_a_watch_that_began_anew_after_the_read_closes_what_waited_for_it(place: Place) -> None:
+    WatchPeriod.objects.update(to_at=at(-1))
+    place.pod("then", "10.0.0.1")
+    lease = place.lease("10.0.0.1")
+    attribute.attribute([lease.pk], now=at(11 * 60))
+    lease.refresh_from_db()
+    assert (lease.certainty, lease.attribution_open) == (Certainty.SERVICE_ACCOUNT, True)
+    assert "the pod watch has not come that far yet" in lease.certainty_reason
+    WatchPeriod.objects.create(cluster=place.cluster, from_at=at(600), to_at=at(700))
+    attribute.attribute([lease.pk], now=at(12 * 60))
+    lease.refresh_from_db()
+    assert (lease.certainty, lease.attribution_open) == (Certainty.SERVICE_ACCOUNT, False)
+    assert "the pod watch had a gap then" in lease.certainty_reason
+
+
+def test_nobody_is_named_before_the_watch_has_come_past_the_read_by_the_skew(place: Place) -> None:
+    """A pod that gets the address within the skew after the read may have read: only then is that known."""
+    place.pod("then", "10.0.0.1", until=1)
+    WatchPeriod.objects.update(to_at=at(1.9))
+    lease = place.lease("10.0.0.1")
+    assert certainty(lease) == (Certainty.SERVICE_ACCOUNT, "", "")
+    assert "the pod watch has not come that far yet" in lease.certainty_reason
+    assert lease.attribution_open
+    place.pod("next", "10.0.0.1", since=1.5)
+    WatchPeriod.objects.update(to_at=at(2))
+    attribute.attribute([lease.pk], now=NOW)
+    lease.refresh_from_db()
+    assert certainty(lease) == (Certainty.AMBIGUOUS, "", "")
+    assert "shop/then, shop/next" in lease.certainty_reason
+
+
 def test_a_pod_that_has_no_address_yet_may_be_the_one(place: Place) -> None:
     place.pod("web-1", "10.0.0.1")
     new = place.pod("web-2", since=-1)
@@ -232,6 +298,64 @@ def test_a_nodes_address_is_shared_by_its_pods(place: Place) -> None:
     lease = place.lease("10.1.0.1")
     assert lease.certainty == Certainty.AMBIGUOUS
     assert lease.certainty_reason.endswith("there were: shop/web-inside")
+
+
+# Wrapped credentials
+
+
+def unwrapped(lease: Lease, address: str) -> Lease:
+    """The same lease, taken out of its wrapping by this address."""
+    Lease.objects.filter(pk=lease.pk).update(unwrapped_from=address, attribution_open=True)
+    attribute.attribute([lease.pk], now=NOW)
+    lease.refresh_from_db()
+    return lease
+
+
+def claims(name: str) -> dict[str, str]:
+    return {"claimed_pod": name, "claimed_pod_uid": f"c-{name}"}
+
+
+def test_credentials_that_were_unwrapped_behind_the_same_nat_address_may_be_with_another_pod(place: Place) -> None:
+    """Where an address is no pod's own, that it is the same one proves nothing about who took them out of their wrapping."""
+    place.pod("one", "10.0.0.1")
+    place.pod("two", "10.0.0.2", since=-500)
+    lease = place.lease("192.0.2.1", **claims("one"))
+    assert certainty(lease) == (Certainty.EXACT, "one", "c-one")
+    assert certainty(unwrapped(lease, "192.0.2.1")) == (Certainty.AMBIGUOUS, "", "")
+    assert lease.certainty_reason.startswith(
+        "read wrapped at 192.0.2.1 by shop/one, unwrapped from there, which is not known to be that pod's own address: "
+        "whoever else comes from there can hold it. Of this service account there lived then: shop/one, shop/two. Of the read: "
+    )
+
+
+def test_credentials_that_were_unwrapped_from_the_pods_own_address_are_with_it(place: Place) -> None:
+    place.pod("one", "10.0.0.1")
+    for login in (claims("one"), {}):
+        lease = place.lease("10.0.0.1", **login)
+        before = certainty(lease)
+        assert before[1:] == ("one", "c-one")
+        assert certainty(unwrapped(lease, "10.0.0.1")) == before
+
+
+@pytest.mark.parametrize("other", [{"host_network": True}, {"account": "job", "until": -1}])
+def test_an_address_that_a_pod_shares_is_not_its_own(place: Place, other: dict[str, Any]) -> None:
+    """A node's, of which others come, too; and one that another pod had within the clock skew."""
+    place.pod("one", "10.0.0.1", host_network="host_network" in other)
+    place.pod("two", "10.0.0.1", **other)
+    lease = place.lease("10.0.0.1", **claims("one"))
+    assert certainty(lease) == (Certainty.EXACT, "one", "c-one")
+    assert certainty(unwrapped(lease, "10.0.0.1")) == (Certainty.AMBIGUOUS, "", "")
+
+
+def test_whether_an_address_was_a_pods_own_is_said_once_the_watch_knows(place: Place) -> None:
+    WatchPeriod.objects.update(to_at=at(-1))
+    lease = place.lease("10.0.0.1", **claims("one"))
+    assert certainty(unwrapped(lease, "10.0.0.1")) == (Certainty.AMBIGUOUS, "", "")
+    assert lease.attribution_open
+    place.pod("one", "10.0.0.1")
+    WatchPeriod.objects.update(to_at=at(100))
+    assert certainty(unwrapped(lease, "10.0.0.1")) == (Certainty.EXACT, "one", "c-one")
+    assert not lease.attribution_open
 
 
 # Operators that fetch for others

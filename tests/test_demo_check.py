@@ -94,7 +94,12 @@ def test_an_end_is_right_only_with_its_true_reason() -> None:
     deed = Deed(at=ENDED.at, deed="by prefix", lease_id="lease-1")
     found = {}
     for reason in ("", "by prefix", "gone, cause unknown"):
-        row = msgspec.structs.replace(RIGHT, state="ended" if reason else "live", end_reason=reason)
+        row = msgspec.structs.replace(
+            RIGHT,
+            state="ended" if reason else "live",
+            end_reason=reason,
+            ended_at=datetime.fromisoformat(ENDED.at) if reason else None,
+        )
         report = judged(row, ENDED, deeds=(deed,))
         found[reason] = (dict(report.ends["by prefix"]), len(report.problems))
     assert found == {
@@ -102,6 +107,15 @@ def test_an_end_is_right_only_with_its_true_reason() -> None:
         "by prefix": ({"right": 1, "wrong": 0, "missing": 0}, 0),
         "gone, cause unknown": ({"right": 0, "wrong": 1, "missing": 0}, 1),
     }
+
+
+@pytest.mark.parametrize(("seconds", "right"), [(-9, 1), (9, 1), (-11, 0), (11, 0), (600, 0)])
+def test_an_end_is_right_only_at_its_true_time(seconds: float, right: int) -> None:
+    ended_at = datetime.fromisoformat(ENDED.at) + timedelta(seconds=seconds)
+    row = msgspec.structs.replace(RIGHT, state="ended", end_reason="by prefix", ended_at=ended_at)
+    report = judged(row, ENDED)
+    assert report.ends["by prefix"] == {"right": right, "wrong": 1 - right, "missing": 0}
+    assert len(report.problems) == 1 - right
 
 
 def test_a_lease_that_was_renewed_after_its_end_had_not_ended() -> None:

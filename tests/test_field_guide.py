@@ -15,8 +15,10 @@ import hvac
 import pytest
 from django.utils import timezone
 
-from audit.models import Event, Hash, Kind, Token
+from audit import unexplained
+from audit.models import Device, Event, Hash, Kind, Token
 from demo import vault_setup
+from demo.workloads import STUCK_ROLE
 from leases import clients, lookups
 from leases.models import Certainty, EndReason, Lease, LeaseState, Login, Vault
 from tests.workers import catch_up, issue, look_up, read_streams
@@ -488,6 +490,55 @@ def test_an_event_after_a_lease_was_found_gone_does_not_explain_it(configured: W
 def test_revoking_what_is_not_there_succeeds_so_that_only_a_lookup_proves_an_end(configured: World) -> None:
     answer = configured.admin.adapter.put("/v1/sys/leases/revoke/database/creds/my-role/nothing", json={"sync": True})
     assert answer.status_code == 204
+
+
+def test_a_revocation_without_sync_is_accepted_at_once_and_done_soon(configured: World) -> None:
+    lease_id = issue(configured.pod("storefront"))
+    answer = configured.admin.adapter.put("/v1/sys/leases/revoke", json={"lease_id": lease_id, "sync": False})
+    assert answer.status_code == 202
+    deadline = time.monotonic() + 10
+    while clients.observer(Vault.objects.get()).lookup_lease(lease_id) is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    Lease.objects.update(lookup_due_at=timezone.now())
+    lease = look_up(lease_id)
+    assert lease.state == LeaseState.ENDED
+    # by the hash of its id, which no renewal has told
+    assert lease.end_reason == EndReason.UNKNOWN
+    read_streams()
+    unexplained.explain(Device.objects.order_by("id")[0], now=timezone.now())
+    lease.refresh_from_db()
+    assert lease.end_reason == EndReason.REVOKED_IN_VAULT
+
+
+def test_a_revocation_without_sync_that_fails_is_accepted_too_and_ends_nothing(configured: World) -> None:
+    lease_id = _issue_stuck(configured)
+    answer = configured.admin.adapter.put(f"/v1/sys/leases/revoke/{lease_id}", json={"sync": False})
+    assert answer.status_code == 202
+    read_streams()
+    lease = look_up(lease_id)
+    assert (lease.state, lease.end_seen_reason) == (LeaseState.LIVE, "revoked in Vault")
+    # its time is cut to nothing, and then it is over and still there
+    time.sleep(2)
+    Lease.objects.update(lookup_due_at=timezone.now())
+    lease = look_up(lease_id)
+    times = clients.observer(Vault.objects.get()).lookup_lease(lease_id)
+    assert times is not None
+    assert times.ttl_seconds < 0
+    assert (lease.state, lease.ended_at, lease.expires_at) == (LeaseState.LIVE, None, times.expires_at)
+    assert lease.lookup_due_at is not None
+    assert lease_id in _listed(configured, lease_id)
+
+
+def _issue_stuck(world: World) -> str:
+    """Of a role whose database users cannot be dropped."""
+    answer = world.admin.adapter.get(f"/v1/database/creds/{STUCK_ROLE}")
+    return str(answer["lease_id"])
+
+
+def _listed(world: World, lease_id: str) -> list[str]:
+    folder = lease_id.rpartition("/")[0]
+    return [f"{folder}/{name}" for name in world.admin.list(f"sys/leases/lookup/{folder}")["data"]["keys"]]
 
 
 def test_a_disabled_entity_leaves_its_leases_alive(configured: World) -> None:

@@ -420,14 +420,38 @@ def test_the_csv_holds_the_whole_answer_with_its_doubts(viewer: Client) -> None:
     page = viewer.get(path(database=ORDERS, at="2026-11-20T12:10")).content.decode()
     (address,) = re.findall(r'href="(/access\.csv[^"]*)"', page)
     response = viewer.get(unescape(address))
-    rows = list(csv.DictReader(StringIO(response.content.decode())))
+    *rows, whole = csv.DictReader(StringIO(response.content.decode()))
     assert {row["pod"] for row in rows} == {f"pod-{number:02}" for number in range(60)}
     assert rows[0]["at"] == "2026-11-20T12:10:00.000000Z"
     assert "may have been over by then" in rows[0]["doubts"]
+    assert (whole["lease_id"], whole["pod"], whole["at"]) == ("", "", "2026-11-20T12:10:00.000000Z")
+    assert whole["doubts"].startswith("Of the whole answer: No audit line has been read yet")
     held(BEGAN + timedelta(minutes=11), pod="pod-new")
     rows = list(csv.DictReader(StringIO(viewer.get(unescape(address) + "&to=2026-11-20T12:20").content.decode())))
     assert [row["pod"] for row in rows if row["change"] == "gained"] == ["pod-new"]
+    assert [row["at"][11:16] for row in rows if not row["lease_id"]] == ["12:10", "12:20"]
     assert viewer.get("/access.csv").status_code == 400
+
+
+def test_an_empty_csv_says_how_complete_it_is(viewer: Client) -> None:
+    now, stream = timezone.now(), factories.stream(read_at=timezone.now())
+    factories.database()
+
+    def whole(at: datetime) -> str:
+        response = viewer.get("/access.csv", {"database": ORDERS, "at": f"{at:%Y-%m-%dT%H:%M:%S}"})
+        *_, row = csv.DictReader(StringIO(response.content.decode()))
+        return row["doubts"]
+
+    for hours_ago in range(26):
+        factories.coverage(stream, hours_ago=hours_ago)
+    assert whole(now) == "Of the whole answer: In all 24 hours up to this moment the audit log is complete."
+    factories.gap(stream, hours_ago=2, seconds=1)
+    assert "In 1 of the 24 hours up to this moment the audit log is not known to be complete" in whole(now)
+    assert "and this moment is before that" in whole(now - timedelta(days=3))
+    factories.ended(ago=600, reason=EndReason.FORCED, database_user="v-left-behind")
+    factories.lease(certainty="unknown", issued_at=None, age=60)
+    assert "their database users may live on: v-left-behind" in whole(now)
+    assert "since nothing says when they were issued: 1." in whole(now - timedelta(minutes=5))
 
 
 def test_the_answer_asks_as_often_for_fifty_leases_as_for_one(viewer: Client) -> None:

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from django.test import Client
+from django.urls import reverse
 from django.utils import timezone
 
 from demo import openbao as openbao_server
 from demo.postgres import Postgres
 from leases import checks, clients, lists, lookups, meter, queries
-from leases.models import ApiCost, Lease, LeaseState, RoleList, SourceState, Vault
+from leases.models import ApiCost, EndReason, Lease, LeaseState, Revocation, RoleList, SourceState, Vault
 from leases.models.sources import SourceKind
 from leases.tasks import check_vaults
 from leases.vault import LeaseTimes, Sent, VaultDenied, VaultUnreachable
@@ -122,6 +123,74 @@ def test_a_list_makes_no_lookup_for_what_is_known_and_one_for_what_is_missing(wo
     look_up(vault)
     assert Lease.objects.get(lease_id=gone).end_reason == "gone, cause unknown"
     assert Lease.objects.get(lease_id=kept).state == LeaseState.LIVE
+
+
+def test_a_lease_that_a_list_still_shows_long_after_its_end_has_not_ended() -> None:
+    """After Vault was restored from a snapshot, or where a standby gave a false answer."""
+    lease = factories.ended(ago=3600)
+    lists.take_in_all(factories.vault(), [lease.lease_id], namespace="")
+    lease.refresh_from_db()
+    assert (lease.state, lease.ended_at, lease.end_reason) == (LeaseState.LIVE, None, "")
+    assert lease in lookups.due(factories.vault(), now=timezone.now())
+
+
+@pytest.mark.parametrize("ago", [5, 60])
+def test_a_list_that_was_asked_for_before_an_end_was_known_proves_nothing(ago: float) -> None:
+    """A large list takes its time, and so does the lookup that confirms what an event told long before."""
+    began = timezone.now()
+    lease = factories.ended(ago=ago)
+    if ago < 10:
+        # nor one that was asked for so soon after that clocks may not agree
+        began = timezone.now()
+    lists.take_in_all(factories.vault(), [lease.lease_id], namespace="", began=began)
+    lease.refresh_from_db()
+    assert lease.state == LeaseState.ENDED
+
+
+def test_what_was_taken_for_ended_lives_again_with_its_own_times_and_says_so(world: Observed, viewer: Client) -> None:
+    vault = world.configure()
+    lease_id = world.issue("few")
+    world.read()
+    action = factories.action(Lease.objects.get(lease_id=lease_id), ago=130, state="verified")
+    an_hour_ago = timezone.now() - timedelta(hours=1)
+    Revocation.objects.update(updated_at=an_hour_ago)
+    Lease.objects.update(
+        state=LeaseState.ENDED,
+        ended_at=an_hour_ago,
+        end_reason=EndReason.REVOKED_HERE,
+        end_evidence=f"action {action.pk}; a lookup finds no such lease",
+        lookup_due_at=None,
+    )
+    lists.reconcile(vault, now=timezone.now())
+    look_up(vault)
+    lease = Lease.objects.get(lease_id=lease_id)
+    assert (lease.state, lease.end_seen_at) == (LeaseState.LIVE, None)
+    assert lease.expires_at is not None
+    assert lease.expires_at > timezone.now()
+    told = f"taken for ended at {an_hour_ago:%FT%TZ} (revoked here: action {action.pk}; a lookup finds no such lease), but a list"
+    assert lease.end_evidence.startswith(told)
+    assert told in viewer.get(reverse("leases-detail", args=[lease.pk])).content.decode()
+    # its real end has nothing to do with what was done before
+    world.admin.adapter.put("/v1/sys/leases/revoke", json={"lease_id": lease_id, "sync": True})
+    lists.reconcile(Vault.objects.get(), now=timezone.now())
+    look_up(vault)
+    lease.refresh_from_db()
+    assert lease.end_reason == EndReason.UNKNOWN
+    assert told in lease.end_evidence
+
+
+def test_a_false_list_changes_nothing_of_an_end_but_what_is_said_of_it(world: Observed) -> None:
+    vault = world.configure()
+    lease = factories.ended(ago=3600, reason=EndReason.REVOKED_IN_VAULT, lease_id="database/creds/few/no-longer")
+    for times in (1, 2):
+        lists.take_in_all(vault, [lease.lease_id], namespace="")
+        look_up(vault)
+        before = lease.ended_at
+        lease.refresh_from_db()
+        assert (lease.state, lease.ended_at, lease.end_reason) == (LeaseState.ENDED, before, EndReason.REVOKED_IN_VAULT)
+        assert lease.end_evidence.startswith("request 5b1c8f40")
+        assert lease.end_evidence.count("taken for ended at") == times
+        assert len(lease.end_evidence) < 2500
 
 
 def test_a_role_without_any_lease_left_costs_no_list(world: Observed) -> None:

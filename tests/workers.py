@@ -11,7 +11,7 @@ from audit.ingest import ingest, position_of
 from audit.models import Stream
 from leases import clients, lists, lookups, watch
 from leases.configuration import load
-from leases.models import Cluster, Lease, Vault, WatchPeriod
+from leases.models import Cluster, Lease, Policy, Vault, WatchPeriod
 from tests.world import TestPod, World
 
 
@@ -48,7 +48,9 @@ def read_streams(*, only: str | None = None) -> None:
 
 def catch_up() -> None:
     """What the workers do in a few seconds."""
-    watch.follow(Cluster.objects.get(), seconds=0, on_change=lambda: None, window=1)
+    # past the clock skew after what was read just now
+    window = int(Policy.current().clock_skew_seconds) + 1
+    watch.follow(Cluster.objects.get(), seconds=0, on_change=lambda: None, window=window)
     attribute.attribute(attribute.open_leases(), now=timezone.now())
 
 

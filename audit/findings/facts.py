@@ -11,7 +11,7 @@ from django.db import connection
 
 from audit.findings import rules
 from audit.findings.found import Account, Item, Role, span
-from audit.findings.rules import Doubled, Group, Growth, Outlived, OverTtl
+from audit.findings.rules import Doubled, Group, Growth, OnePod, Outlived, OverTtl
 from leases.models import Lease, Policy
 
 # so many leases stand in a finding; the list of leases has all of them
@@ -51,18 +51,26 @@ def growths(*, now: datetime) -> Iterator[Growth]:
     live = rows_of(
         f"""
         WITH held AS (
-          SELECT {_NAMED_ACCOUNT}, l.mount, l.role, l.pod_uid, count(*) AS leases,
+          SELECT {_NAMED_ACCOUNT}, l.mount, l.role, l.pod_uid, l.pod, count(*) AS leases,
                  count(*) FILTER (WHERE l.last_renewal_at >= %(since)s) AS renewed
-          {_LIVE} AND l.service_account <> '' GROUP BY 1, 2, 3, 4, 5, 6, 7
+          {_LIVE} AND l.service_account <> '' GROUP BY 1, 2, 3, 4, 5, 6, 7, 8
         ), roles AS (
           SELECT vault, cluster, namespace, name, mount, role, sum(leases) AS leases, sum(renewed) AS renewed
           FROM held GROUP BY 1, 2, 3, 4, 5, 6
         ), pods AS (
           SELECT vault, cluster, namespace, name, count(*) AS pods
           FROM (SELECT DISTINCT vault, cluster, namespace, name, pod_uid FROM held WHERE pod_uid <> '') p GROUP BY 1, 2, 3, 4
+        ), fullest AS (
+          SELECT DISTINCT ON (vault, cluster, namespace, name) vault, cluster, namespace, name,
+                 json_build_array(pod, sum(leases), count(*)) AS fullest
+          FROM held WHERE pod_uid <> '' GROUP BY vault, cluster, namespace, name, pod_uid, pod
+          HAVING sum(leases) >= {rules.FEWEST_LIVE}
+          ORDER BY vault, cluster, namespace, name, sum(leases) / count(*) DESC, pod_uid
         )
-        SELECT vault, cluster, namespace, name, sum(leases)::bigint, sum(renewed)::bigint, count(*), COALESCE(max(pods), 0)
+        SELECT vault, cluster, namespace, name, sum(leases)::bigint, sum(renewed)::bigint, count(*), COALESCE(max(pods), 0),
+               (array_agg(fullest))[1]
         FROM roles LEFT JOIN pods USING (vault, cluster, namespace, name)
+        LEFT JOIN fullest USING (vault, cluster, namespace, name)
         GROUP BY 1, 2, 3, 4 HAVING sum(leases) >= %(fewest)s
         """,  # noqa: S608 (the constants above)
         {"since": since, "fewest": fewest},
@@ -74,7 +82,7 @@ def growths(*, now: datetime) -> Iterator[Growth]:
     ended = _per_account(accounts, "l.state = 'ended' AND l.ended_at >= %(since)s AND l.accessed_at IS NOT NULL", since)
     pods = _live_pods(accounts)
     newest = _newest(accounts, since)
-    for account, (*_, count, renewed, roles, holders) in zip(accounts, live, strict=True):
+    for account, (*_, count, renewed, roles, holders, fullest) in zip(accounts, live, strict=True):
         known = max(pods.get((account.cluster, account.namespace, account.name), 0), holders)
         yield Growth(
             account,
@@ -86,6 +94,7 @@ def growths(*, now: datetime) -> Iterator[Growth]:
             pods=known or None,
             limit=limit,
             examples=tuple(newest.get(account, [])),
+            fullest=OnePod(*fullest) if fullest else None,
         )
 
 
@@ -139,7 +148,7 @@ def outlived(*, now: datetime) -> Iterator[Outlived]:
     rows = rows_of(
         f"""
         SELECT {_ACCOUNT}, count(*), count(DISTINCT l.pod_uid), max(l.expires_at), bool_or(l.expires_at IS NULL), {_SOME},
-               (array_agg(p.ended_at ORDER BY l.id))[1:{EXAMPLES}]
+               (array_agg(p.ended_at ORDER BY l.id))[1:{EXAMPLES}], max(greatest(p.ended_at + %(outlives)s, l.first_seen_at))
         FROM leases_pod p
         JOIN leases_cluster c ON c.id = p.cluster_id
         JOIN leases_lease l ON l.pod_uid = p.uid AND l.cluster = c.name AND l.state <> 'ended' AND l.pod_uid <> ''
@@ -147,10 +156,10 @@ def outlived(*, now: datetime) -> Iterator[Outlived]:
         WHERE p.ended_at < %(before)s AND (l.expires_at IS NULL OR l.expires_at > %(now)s OR l.state <> 'live')
         GROUP BY {_ACCOUNT} ORDER BY {_ACCOUNT}
         """,  # noqa: S608
-        {"before": now - rules.OUTLIVES, "now": now},
+        {"before": now - rules.OUTLIVES, "now": now, "outlives": rules.OUTLIVES},
     )
     leases = _leases(pk for row in rows for pk in row[8])
-    for *account, count, pods, longest, endless, pks, ends in rows:
+    for *account, count, pods, longest, endless, pks, ends, newest_at in rows:
         yield Outlived(
             Account(*account),
             count,
@@ -160,25 +169,27 @@ def outlived(*, now: datetime) -> Iterator[Outlived]:
                 _item(lease, f"held by pod {lease.holder}, which ended", at, pod=lease.pod)
                 for lease, at in zip((leases[pk] for pk in pks), ends, strict=True)
             ),
+            newest_at,
         )
 
 
 def unknown(*, now: datetime) -> Iterator[Group]:
     rows = rows_of(
         f"""
-        SELECT {_ROLE}, count(*), {_SOME} {_LIVE} AND l.certainty = 'unknown' AND l.first_seen_at < %(before)s
+        SELECT {_ROLE}, count(*), {_SOME}, max(l.first_seen_at) + %(after)s {_LIVE} AND l.certainty = 'unknown' AND l.first_seen_at < %(before)s
           AND (l.expires_at IS NULL OR l.expires_at > %(now)s)
         GROUP BY {_ROLE} ORDER BY {_ROLE}
         """,
-        {"before": now - rules.ATTRIBUTION_TIME, "now": now},
+        {"before": now - rules.ATTRIBUTION_TIME, "now": now, "after": rules.ATTRIBUTION_TIME},
     )
     yield from _groups(rows, lambda lease: lease.certainty_reason)
 
 
 def irrevocable() -> Iterator[Group]:
+    """Nothing is written to one any more, so that its last change is when it was given up."""
     rows = rows_of(
         f"""
-        SELECT {_ROLE}, count(*), {_SOME} {_LIVE} AND l.state = 'irrevocable' GROUP BY {_ROLE} ORDER BY {_ROLE}
+        SELECT {_ROLE}, count(*), {_SOME}, max(l.updated_at) {_LIVE} AND l.state = 'irrevocable' GROUP BY {_ROLE} ORDER BY {_ROLE}
         """,
         {},
     )
@@ -187,8 +198,8 @@ def irrevocable() -> Iterator[Group]:
 
 def _groups(rows: list[tuple[Any, ...]], say: Any) -> Iterator[Group]:
     leases = _leases(pk for row in rows for pk in row[5])
-    for *role, count, pks in rows:
-        yield Group(Role(*role), count, tuple(_item(leases[pk], say(leases[pk])) for pk in pks))
+    for *role, count, pks, newest_at in rows:
+        yield Group(Role(*role), count, tuple(_item(leases[pk], say(leases[pk])) for pk in pks), newest_at)
 
 
 def over_ttl() -> Iterator[OverTtl]:
@@ -222,8 +233,12 @@ def doubled(*, now: datetime) -> Iterator[Doubled]:
     rows = rows_of(
         f"""
         WITH reads AS (
-          SELECT l.*, lag(l.accessed_at) OVER (PARTITION BY l.vault_id, l.login_id, l.mount, l.role
-                                               ORDER BY l.accessed_at, l.id) AS before_at
+          SELECT l.*, greatest(
+            lag(l.accessed_at) OVER (PARTITION BY l.vault_id, l.login_id, l.mount, l.role ORDER BY l.accessed_at, l.id),
+            -- an injector's init container and its sidecar log in each for itself
+            CASE WHEN l.pod_uid <> '' THEN lag(l.accessed_at) OVER (
+              PARTITION BY l.vault_id, l.cluster, l.pod_uid, l.mount, l.role ORDER BY l.accessed_at, l.id) END
+          ) AS before_at
           FROM leases_lease l WHERE l.accessed_at >= %(since)s AND l.request_id <> '' AND l.login_id IS NOT NULL
         )
         SELECT {_ACCOUNT}, l.mount, l.role, COALESCE(d.name, ''), count(*),

@@ -11,7 +11,7 @@ MEANS: dict[str, str] = {
     K.HOLDER_UNKNOWN: "Live credentials of which neither the service account nor the pod is known.",
     K.OVER_TTL: "Credentials that work for longer than leasehold.toml allows, as issued or by renewals.",
     K.IRREVOCABLE: "Vault tried to revoke and gave up. It forgets nothing, but tries no more.",
-    K.ISSUED_TWICE: "One login reads one role twice in a row. Agents do this at start; each spare lease is a user in the database.",
+    K.ISSUED_TWICE: "One login, or one pod, reads one role twice in a row. Agents do this at start; each spare lease is a user in the database.",
     K.ROOT_TOKEN: "A token with the policy root may do everything, and no policy limits it.",
     K.STATIC_ROLE: "A static role has one database user for all readers: who used it when cannot be told apart, and no lease ends it.",
     K.DENIALS: "Somebody tries what its policies do not allow, again and again: a wrong policy, or somebody looking around.",
@@ -42,7 +42,8 @@ DO: dict[str, str] = {
     "leasehold.toml if this is meant.",
     K.IRREVOCABLE: "Read Vault's error on the lease's page, mend it in the database, then revoke the lease again. If the database user "
     "is gone already, revoke it with -force in Vault.",
-    K.ISSUED_TWICE: "Often harmless: two templates of one agent that read the same path do it. Let them share one.",
+    K.ISSUED_TWICE: "Often harmless: two templates of one agent that read the same path do it, and so do an injector's init container and its sidecar. "
+    "Let the templates share one; an injector can leave one of its containers out (agent-pre-populate-only, or agent-pre-populate: false).",
     K.ROOT_TOKEN: "Find out who it is and whether it was planned. Then revoke the token (vault token revoke) and use accounts with policies.",
     K.STATIC_ROLE: "Use a dynamic role where the workload allows it. If this reader should not have it, rotate the role "
     "(database/rotate-role/NAME).",

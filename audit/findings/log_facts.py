@@ -23,6 +23,7 @@ from audit.findings.log_rules import (
     Denials,
     Device,
     DeviceDisabled,
+    EditsLeftOut,
     EntityChange,
     FailedRevocation,
     Identity,
@@ -180,7 +181,7 @@ def denials(*, now: datetime) -> Iterator[Denials]:
 
 def rare_events(*, now: datetime) -> list[Event]:
     """Requests of LOOK_BACK to the paths of rollups.RARE that a rule looks at, newest first: what disabled a device, answered or (as
-    where no device is left to log it) not, and what edited an entity; at most MOST_RARE of each."""
+    where no device is left to log it) not, and what edited an entity; of each at most MOST_RARE, and one more where there are more."""
     targets = list(intern.known_texts(set(rollups.RARE)).values())
     hours = rows_of(
         """
@@ -214,7 +215,7 @@ def rare_events(*, now: datetime) -> list[Event]:
                 AND (e.response_at IS NOT NULL OR %(of_devices)s AND e.at < %(late)s)
                 AND e.what_id = ANY(%(asked)s)
             ) e
-            ORDER BY e.at DESC, e.request LIMIT {MOST_RARE}
+            ORDER BY e.at DESC, e.request LIMIT {MOST_RARE + 1}
             """,  # noqa: S608
             {
                 "vaults": [row[0] for row in hours],
@@ -241,12 +242,23 @@ def devices_disabled(rare: list[Event]) -> Iterator[DeviceDisabled]:
             yield DeviceDisabled(_by(event), name, event.at, event.request_id, event.address.text, answered)
 
 
-def entity_changes(rare: list[Event]) -> Iterator[tuple[EntityChange, ...]]:
-    updates = [
+def _edits(rare: list[Event]) -> list[Event]:
+    return [
         event
         for event in rare
         if event.operation != "delete" and (event.path == log_rules.UNNAMED_ENTITY or event.path.startswith(_ENTITY))
     ]
+
+
+def edits_left_out(rare: list[Event]) -> Iterator[EditsLeftOut]:
+    edits = _edits(rare)
+    if len(edits) > MOST_RARE:
+        yield EditsLeftOut(MOST_RARE, edits[MOST_RARE - 1].at)
+
+
+def entity_changes(rare: list[Event]) -> Iterator[tuple[EntityChange, ...]]:
+    """Of the newest MOST_RARE edits."""
+    updates = _edits(rare)[:MOST_RARE]
     said = raw.disabled_by(updates)
     changes: dict[tuple[int, str, str], list[EntityChange]] = defaultdict(list)
     for event in updates:

@@ -167,6 +167,25 @@ def an_entity_was_disabled_or_enabled(changes: tuple[EntityChange, ...]) -> Iter
 
 
 @dataclass(frozen=True, slots=True)
+class EditsLeftOut:
+    """There are more edits of entities than are looked at: those before `since` are left out."""
+
+    most: int
+    since: datetime
+
+
+def not_every_edit_of_an_entity_is_looked_at(left_out: EditsLeftOut) -> Iterator[Found]:
+    yield Found(
+        FindingKind.ENTITY_CHANGED,
+        Severity.LOW,
+        "edits of entities that were left out",
+        f"Of more than {many(left_out.most, 'edit')} of entities within {span(LOOK_BACK.total_seconds())} only the newest are looked at: an "
+        "older one that disabled an entity is not told",
+        evidence=(Item("the oldest that was looked at", left_out.since),),
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class DeviceDisabled:
     """A successful request that disabled an audit device, or one whose answer nothing logged (not `answered`)."""
 

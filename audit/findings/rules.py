@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from audit.findings.found import Account, Found, Item, Role, many, span
 from audit.models.findings import FindingKind, Severity
@@ -26,14 +26,26 @@ LONG = timedelta(hours=1)
 ATTRIBUTION_TIME = timedelta(minutes=5)
 # a renewal counts from when Vault takes it
 TTL_SLACK = timedelta(seconds=2)
-# two reads of one role by one login are one start
+# two reads of one role by one login or one pod are one start
 DOUBLE_WITHIN = timedelta(seconds=5)
 DOUBLES_OVER = timedelta(hours=1)
 
 
 @dataclass(frozen=True, slots=True)
+class OnePod:
+    """A pod's live leases, and for how many roles they are."""
+
+    name: str
+    leases: int
+    roles: int
+
+
+@dataclass(frozen=True, slots=True)
 class Growth:
-    """A service account's live leases. `issued`, `ended`, `renewed`: leases within GROWTH_WINDOW. `pods`: None if not known."""
+    """A service account's live leases. `issued`, `ended`, `renewed`: leases within GROWTH_WINDOW. `pods`: None if not known.
+
+    `fullest`: of its pods with at least FEWEST_LIVE, the one with the most for each role.
+    """
 
     account: Account
     live: int
@@ -45,6 +57,7 @@ class Growth:
     # 0: none is set
     limit: int
     examples: tuple[Item, ...] = ()
+    fullest: OnePod | None = None
 
 
 def a_service_account_takes_ever_more_leases(growth: Growth) -> Iterator[Found]:
@@ -53,10 +66,13 @@ def a_service_account_takes_ever_more_leases(growth: Growth) -> Iterator[Found]:
     over_limit = 0 < growth.limit < live
     normal = max(1, growth.pods or 0) * max(1, growth.roles)
     crowded = growth.pods is not None and live >= FEWEST_LIVE and live > CROWDED_PER_POD * normal
+    # one of many replicas that leaks does not show in their sum
+    one = growth.fullest
+    overfull = one if one and one.leases >= FEWEST_LIVE and one.leases > CROWDED_PER_POD * one.roles else None
     # where pods are known, a rollout explains as many leases as it brings pods
     unexplained = growth.pods is None or live > NORMAL_PER_POD * normal
     quick = live >= FEWEST_LIVE and gained >= max(FEWEST_GAINED, GROWTH * before) and unexplained
-    if not (over_limit or crowded or quick):
+    if not (over_limit or crowded or quick or overfull):
         return
     doubles_in = live * GROWTH_WINDOW / gained if gained > 0 else None
     full_in = (growth.limit - live) * GROWTH_WINDOW / gained if gained > 0 and growth.limit > live else None
@@ -75,6 +91,8 @@ def a_service_account_takes_ever_more_leases(growth: Growth) -> Iterator[Found]:
         )
     else:
         facts.append("how many pods it has is not known")
+    if overfull:
+        facts.append(f"pod {overfull.name} alone holds {overfull.leases:,}, for {many(overfull.roles, 'role')}")
     if quick and doubles_in is not None:
         facts.append(f"at this pace there are twice as many in {span(doubles_in.total_seconds())}")
     if over_limit:
@@ -87,7 +105,9 @@ def a_service_account_takes_ever_more_leases(growth: Growth) -> Iterator[Found]:
         FindingKind.EXPLOSION,
         Severity.HIGH if high else Severity.MEDIUM,
         growth.account.key,
-        f"{growth.account} holds {many(live, 'live lease')}" + (" and takes ever more" if quick else ""),
+        f"{growth.account} holds {many(live, 'live lease')}"
+        + (" and takes ever more" if quick else "")
+        + (f", {overfull.leases:,} of them pod {overfull.name} alone" if overfull and live > overfull.leases else ""),
         vault=growth.account.vault,
         culprit=str(growth.account),
         account=growth.account,
@@ -105,6 +125,8 @@ class Outlived:
     pods: int
     longest: timedelta | None
     examples: tuple[Item, ...] = ()
+    # since when the newest of them does
+    newest_at: datetime | None = None
 
 
 def leases_outlive_their_pods(outlived: Outlived) -> Iterator[Found]:
@@ -123,16 +145,18 @@ def leases_outlive_their_pods(outlived: Outlived) -> Iterator[Found]:
         account=outlived.account,
         evidence=outlived.examples,
         weight=outlived.leases,
+        newest_at=outlived.newest_at,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Live leases of one role that have something in common."""
+    """Live leases of one role that have something in common. `newest_at`: since when the newest of them has it."""
 
     role: Role
     leases: int
     examples: tuple[Item, ...] = ()
+    newest_at: datetime | None = None
 
 
 def nobody_knows_who_holds_these_leases(unknown: Group) -> Iterator[Found]:
@@ -147,6 +171,7 @@ def nobody_knows_who_holds_these_leases(unknown: Group) -> Iterator[Found]:
         vault=unknown.role.vault,
         evidence=unknown.examples,
         weight=unknown.leases,
+        newest_at=unknown.newest_at,
     )
 
 
@@ -162,6 +187,7 @@ def vault_gave_up_revoking_these_leases(irrevocable: Group) -> Iterator[Found]:
         vault=irrevocable.role.vault,
         evidence=irrevocable.examples,
         weight=irrevocable.leases,
+        newest_at=irrevocable.newest_at,
     )
 
 
@@ -198,7 +224,7 @@ def leases_live_longer_than_policy_allows(over: OverTtl) -> Iterator[Found]:
 
 @dataclass(frozen=True, slots=True)
 class Doubled:
-    """How often within DOUBLES_OVER one login of a service account read one role twice within DOUBLE_WITHIN."""
+    """How often within DOUBLES_OVER one login or one pod of a service account read one role twice within DOUBLE_WITHIN."""
 
     account: Account
     role: Role

@@ -73,6 +73,8 @@ def found_now(*, now: datetime) -> Iterator[Found]:
     rare = log_facts.rare_events(now=now)
     for disabled in log_facts.devices_disabled(rare):
         yield from log_rules.an_audit_device_was_disabled(disabled)
+    for left_out in log_facts.edits_left_out(rare):
+        yield from log_rules.not_every_edit_of_an_entity_is_looked_at(left_out)
     for changes in log_facts.entity_changes(rare):
         yield from log_rules.an_entity_was_disabled_or_enabled(changes)
     for device in log_facts.devices(now=now):

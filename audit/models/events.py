@@ -67,8 +67,8 @@ class Text(models.Model):
 
 
 class Token(models.Model):
-    """How one token shows in one salt epoch of one device (its accessor's HMAC, or the accessor where tuned so; a batch token's
-    own HMAC), and its login."""
+    """How one token shows in one salt epoch of one device (its accessor's HMAC, or the accessor where tuned so, in epoch 0; a batch
+    token's own HMAC), and its login."""
 
     device = models.ForeignKey(Device, models.CASCADE)
     salt_epoch = models.PositiveIntegerField()

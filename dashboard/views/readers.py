@@ -90,7 +90,7 @@ def download(request: PageRequest) -> HttpResponse:
         raise BadRequest("Choose a database and a moment on the page; its CSV link names both.")
     at, to = form.cleaned_data["at"] or _whole(now), form.cleaned_data["to"]
     output = StringIO()
-    exports.write_csv(exports.COULD_READ, exports.could_read(known.get(name), at=at, to=to), output)
+    exports.write_csv(exports.COULD_READ, exports.could_read(known.get(name), at=at, to=to, now=now), output)
     response = HttpResponse(output.getvalue(), content_type="text/csv; charset=utf-8")
     response["Content-Disposition"] = f'attachment; filename="could-read-{at.astimezone(UTC):%Y%m%dT%H%M%SZ}.csv"'
     return response
