@@ -98,6 +98,8 @@ class Evidence(msgspec.Struct, frozen=True):
     # the address that took the credentials out of their wrapping, where they were wrapped
     unwrapped_from: str = ""
     others: tuple[Candidate, ...] = ()
+    # pods of the service account that had the login's address then
+    logged_in: tuple[Candidate, ...] = ()
     living: Living = NOBODY
     fetched: bool = False
     syncs: tuple[Sync, ...] = ()
@@ -210,6 +212,7 @@ class Placed(msgspec.Struct, frozen=True):
 
     candidates: tuple[Candidate, ...]
     others: tuple[Candidate, ...]
+    logged_in: tuple[Candidate, ...] = ()
 
     @property
     def node(self) -> str:
@@ -288,6 +291,7 @@ def gather(keys: list[int], *, skew: timedelta) -> list[tuple[Held, Evidence]]:
             settled=not late,
             unwrapped_from=lease.unwrapped_from,
             others=placed[lease.id].others,
+            logged_in=placed[lease.id].logged_in,
             living=living.get(lease.id, NOBODY),
             fetched=lease.id in fetched,
             syncs=syncs.get(lease.id, ()),
@@ -379,7 +383,7 @@ def place(one: Trace, addresses: dict[Subject, Addresses], *, skew: timedelta) -
     both = tuple(pod for pod in at_read if pod in at_login)
     # a login from one pod and a read from another fit no single pod: name them all
     candidates = both or (tuple(dict.fromkeys(at_read + at_login)) if at_read and at_login else ())
-    return Placed(candidates, tuple(pod for pod in read_by if not is_of(pod, one.account)))
+    return Placed(candidates, tuple(pod for pod in read_by if not is_of(pod, one.account)), at_login)
 
 
 def is_of(pod: Candidate, account: Account) -> bool:

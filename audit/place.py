@@ -84,7 +84,7 @@ class Evidence:
     # where the credential was read at Vault, and unwrapped
     read_from: str = ""
     unwrapped_from: str = ""
-    # that was then a pod's own address, so nothing translates addresses on the way to Vault
+    # that, or the address of its login, was then a pod's own, so nothing translates addresses on the way to Vault
     read_at_a_pod: bool = False
     # of the pod watch of the holder's cluster: no gap when the session began, come past that, and come a minute past that
     gapless: bool = False
@@ -224,7 +224,7 @@ def the_credential_was_read_there(seen: Evidence) -> Verdict | None:
             Place.HOLDER, f"{where}: that of node {seen.node}, which its pods share; one of them {seen.holds} the lease"
         )
     if seen.read_at_a_pod:
-        # an own address that is nobody's any more
+        # an own address that is nobody's any more, or somebody's who read with a stolen token
         return None
     return Verdict(Place.HOLDER, f"{where}, and no pod had it: its pods reach out through it")
 

@@ -348,9 +348,11 @@ def _evidence(
     }
     if held is None:
         return Evidence(**told, lease_known=False)
-    lease, _, proof = held
+    lease, login, proof = held
     account = f"service account {lease.service_account_namespace}/{lease.service_account}"
-    read_by = (*proof.candidates, *proof.others)
+    # a login from the pod's own address says so, too, unless its token was handed on
+    direct = () if login is None or login.inherited else proof.logged_in
+    read_by = (*proof.candidates, *proof.others, *direct)
     return Evidence(
         **told,
         certainty=Certainty(lease.certainty),

@@ -373,6 +373,19 @@ def test_who_read_with_a_token_that_was_handed_over_may_use_what_it_read(shop: S
     assert judged(session(lease, "10.0.0.6"))[0] == Place.ELSEWHERE
 
 
+def test_who_reads_and_connects_with_a_token_that_was_stolen_from_a_pod_is_elsewhere(shop: Shop) -> None:
+    shop.pod("web-1", "10.0.0.1")
+    lease = with_user(shop.lease("10.0.0.1", claimed_pod="web-1", claimed_pod_uid="c-web-1"))
+    Lease.objects.filter(pk=lease.pk).update(source_ip="203.0.113.9")
+    attribute.attribute([lease.pk], now=SOON)
+    lease.refresh_from_db()
+    assert (lease.certainty, lease.pod) == (Certainty.EXACT, "web-1")
+    # its login came from its own address, so no NAT stands before it
+    place, reason = judged(session(lease, "203.0.113.9"))
+    assert place == Place.ELSEWHERE
+    assert "the credential was read from there, too" in reason
+
+
 def test_nat_and_poolers_are_allowed_for_each_database_and_a_change_of_them_is_heeded(shop: Shop) -> None:
     shop.pod("web-1", "10.0.0.1")
     allowing = database(nat=["192.0.2.0/24"], poolers=["local"])
