@@ -176,6 +176,8 @@ def take(log_id: int, piece: Piece, *, server: DatabaseServer, expected: Place, 
         log = DatabaseLog.objects.select_for_update().get(pk=log_id)
         if place_of(log) != expected:
             return None
+        # as samples do, and before any session: two that change those of one server wait for each other, never both
+        DatabaseServer.objects.select_for_update().get(pk=server.pk)
         borne = _borne({session.user for session in told.sessions.values()} | set(told.refused))
         sessions = [session for key, session in sorted(told.sessions.items()) if session.user in borne]
         _write(server, sessions, databases=_databases(log, sessions, borne))
@@ -250,7 +252,6 @@ _WRITE = """
 
 
 def _write(server: DatabaseServer, sessions: list[LoggedSession], *, databases: dict[str, int | None]) -> None:
-    """In the order of their keys, as every writer does: two of them wait for each other, never both."""
     if not sessions:
         return
     rows: list[dict[str, object]] = [

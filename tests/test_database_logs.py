@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -873,6 +874,44 @@ def test_a_reader_that_is_killed_within_its_transaction_has_done_nothing(tmp_pat
     tasks.follow_database_log(log.pk)
     log.refresh_from_db()
     assert counts(log) == counted
+
+
+@pytest.mark.django_db(transaction=True, databases=["default", "owner"])
+def test_a_log_that_is_read_while_a_sample_is_taken_waits_for_it_and_holds_nothing_that_it_needs(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    file.write_bytes(Record(message=f"connection authorized: user={USER} database=orders").json())
+    log = read_all(log_of(file))
+    known = Session.objects.get()
+    with file.open("ab") as more:
+        more.write(Record(message=f"disconnection: session time: 0:00:01.000 user={USER}", at=1, start=0).json())
+        more.write(Record(message=f"connection authorized: user={USER} database=orders", at=2, pid=4243).json())
+
+    def read() -> None:
+        try:
+            dblog.read_on(log.pk, clock=timezone.now)
+        finally:
+            connection.close()
+
+    address = "postgresql://{USER}:{PASSWORD}@{HOST}:{PORT}/{NAME}".format(**connection.settings_dict)
+    reader = threading.Thread(target=read)
+    # as a sample does: its server, then the sessions that it does not show any more
+    with psycopg.connect(address) as taker:
+        taker.execute("SELECT FROM leases_databaseserver FOR UPDATE")
+        reader.start()
+        _wait(lambda: _held_up() == 1)
+        taker.execute("UPDATE leases_session SET state = '' WHERE id = %s", [known.pk])
+    reader.join()
+    log.refresh_from_db()
+    assert (log.connections, log.disconnections, log.unread_bytes) == (2, 1, 0)
+    assert Session.objects.filter(end_known_by=Ended.LOGGED).get() == known
+
+
+def _held_up() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        return int(cursor.fetchone()[0])
 
 
 def _waiting() -> int:
