@@ -94,7 +94,12 @@ END_SESSIONS = """
         ended_at = CASE WHEN s.last_seen_at < %(started)s::timestamptz THEN %(started)s::timestamptz ELSE %(at)s END,
         end_known_by = CASE WHEN s.last_seen_at < %(started)s::timestamptz THEN 'server restarted' ELSE 'no longer seen' END
     WHERE s.server_id = %(server)s AND s.ended_at IS NULL AND s.last_seen_at < %(began)s
-        AND (s.sampled OR s.last_seen_at < %(began)s - %(just_now)s)
+        AND (s.sampled OR s.last_seen_at < %(began)s - %(just_now)s AND (
+            -- a sample shows no user of another name that has no end; a list of users does not either
+            s.database_user LIKE 'v-%%' OR EXISTS (
+                SELECT FROM leases_dynamicuser u WHERE u.server_id = s.server_id AND u.name = s.database_user
+            )
+        ))
 """
 TAKE_USERS = """
     INSERT INTO leases_dynamicuser AS u (server_id, name, oid, valid_until, first_seen_at, last_seen_at)

@@ -176,6 +176,24 @@ def test_what_the_log_told_just_now_is_not_ended_by_a_sample_that_was_too_early_
     assert only().end_known_by == "no longer seen"
 
 
+def test_what_only_the_log_can_tell_is_not_ended_by_samples(orders: Database) -> None:
+    take(orders, sample(0))
+    row = {"server": DatabaseServer.objects.get(), "pid": 2, "logged": True, "started_at": after(1)}
+    row |= {"first_seen_at": after(1), "last_seen_at": after(1)}
+    # a lease bears its name, but it is not named v-… and has no end, so no sample shows it
+    Session.objects.create(key="unseen", database_user="app_orders_1", **row)
+    take(orders, sample(10))
+    assert only().ended_at is None
+    take(orders, sample(15, users=[]), asked_at=after(15))
+    assert only().ended_at is None
+    take(orders, sample(20, users=["app_orders_1"]))
+    DynamicUser.objects.get_or_create(
+        server=DatabaseServer.objects.get(), name="app_orders_1", defaults={"first_seen_at": after(20), "last_seen_at": after(20)}
+    )
+    take(orders, sample(25))
+    assert only().end_known_by == "no longer seen"
+
+
 def test_a_session_that_log_and_samples_tell_is_one(orders: Database) -> None:
     take(orders, sample(0))
     row = {

@@ -164,7 +164,7 @@ _SAMPLES: LiteralString = """
              a.backend_start, coalesce(r.rolname, '') AS usename, a.usesysid, coalesce(a.datname, '') AS datname,
              a.client_addr, a.client_port, coalesce(a.application_name, '') AS application_name, coalesce(a.state, '') AS state
       FROM pg_stat_activity a LEFT JOIN pg_roles r ON r.oid = a.usesysid
-      WHERE a.backend_type = 'client backend' AND a.usesysid IS NOT NULL AND a.pid <> pg_backend_pid()
+      WHERE a.backend_type IN ('client backend', 'walsender') AND a.usesysid IS NOT NULL AND a.pid <> pg_backend_pid()
         AND a.usesysid IS DISTINCT FROM (SELECT oid FROM pg_roles WHERE rolname = session_user) AND (r.oid IS NULL OR {perhaps})
     )
     SELECT json_build_object(

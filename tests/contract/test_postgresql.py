@@ -148,6 +148,18 @@ def test_the_key_of_a_session_is_the_one_that_the_servers_logs_write(run_folder:
     assert f",{row.key}," in csv.read_text()
 
 
+def test_a_connection_for_replication_is_a_session_too(run_folder: Path) -> None:
+    settings = {"wal_level": "logical", "max_wal_senders": "2"}
+    running = postgres_server.start(run_folder / "replicating", settings=settings)
+    try:
+        running.create_role(_NAME, "REPLICATION")
+        with psycopg.connect(running.dsn(_NAME), autocommit=True, replication="database") as session:
+            (row,) = seen(running.dsn())
+            assert (row.pid, row.user_is_gone) == (session.info.backend_pid, False)
+    finally:
+        running.stop()
+
+
 def test_only_sessions_that_may_be_of_vaults_users_are_seen(
     postgres: Postgres, sampler: str, dynamic: str, admin: psycopg.Connection
 ) -> None:
