@@ -234,6 +234,8 @@ _WRITE = """
       database_id = coalesce(s.database_id, excluded.database_id),
       database_name = coalesce(nullif(s.database_name, ''), excluded.database_name),
       database_user = coalesce(nullif(s.database_user, ''), excluded.database_user),
+      -- with its name its lease can be found
+      place_open = s.place_open OR (s.database_user = '' AND excluded.database_user <> ''),
       started_at = CASE
         WHEN s.sampled AND s.start_is_known THEN s.started_at
         WHEN excluded.ended_at IS NULL AND s.end_known_by = 'logged' THEN s.started_at

@@ -73,6 +73,8 @@ TAKE_SESSIONS = """
         database_id = coalesce(s.database_id, excluded.database_id),
         database_name = coalesce(nullif(s.database_name, ''), excluded.database_name),
         database_user = coalesce(nullif(s.database_user, ''), excluded.database_user),
+        -- with its name its lease can be found
+        place_open = s.place_open OR (s.database_user = '' AND excluded.database_user <> ''),
         user_oid = coalesce(s.user_oid, excluded.user_oid),
         user_vanished_at = least(s.user_vanished_at, excluded.user_vanished_at),
         started_at = CASE WHEN excluded.start_is_known THEN excluded.started_at ELSE s.started_at END,

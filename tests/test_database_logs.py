@@ -690,6 +690,20 @@ def test_a_user_that_only_a_lease_bears_is_dynamic_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.django_db
+def test_a_session_whose_name_only_the_log_tells_late_is_looked_at_again(tmp_path: Path) -> None:
+    file, record = tmp_path / "log", Record(message=f"connection authorized: user={USER} database=orders")
+    file.write_bytes(record.json())
+    at = datetime.fromtimestamp(Record.EPOCH, UTC)
+    # its role was dropped before a sample saw it, and nobody could say whose it was
+    given_up = {"place": "not judged", "place_reason": "its user was dropped", "place_open": False}
+    row = {"server": sampled_server(), "key": record.key, "pid": record.pid, "started_at": at, "sampled": True, **given_up}
+    Session.objects.create(first_seen_at=at, last_seen_at=at, **row)
+    read_all(log_of(file))
+    found = Session.objects.get()
+    assert (found.database_user, found.place_open) == (USER, True)
+
+
+@pytest.mark.django_db
 def test_a_log_waits_until_a_sample_has_named_its_server(tmp_path: Path) -> None:
     file = tmp_path / "log"
     file.write_bytes(Record(message=f"connection authorized: user={USER} database=orders").json())
