@@ -3,7 +3,7 @@
 Rows travel as JSON in both directions, as in evidence.py.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Any, Protocol
 
@@ -36,6 +36,13 @@ class SessionSeen(msgspec.Struct, frozen=True, array_like=True):
     poolers: tuple[str, ...]
     # that the user is the lease's is a guess
     guessed: bool
+    # how far the clock of its server is off, in seconds
+    clock_off: float
+
+    def slack(self, skew: timedelta) -> timedelta:
+        """How far its start may be off: the skew, and what its server's clock is known to be off by beyond that."""
+        off = timedelta(seconds=self.clock_off)
+        return skew + off if off > skew else skew
 
 
 class Asked(msgspec.Struct):
@@ -70,7 +77,8 @@ _SESSIONS = """
         session.id, session.lease_id, session.database_user, session.address, session.started_at, session.first_seen_at,
         session.place, session.place_reason, session.place_open,
         coalesce(database.nat, '[]'), coalesce(database.poolers, '[]'),
-        coalesce(lease.database_user_by = 'time and name', false)
+        coalesce(lease.database_user_by = 'time and name', false),
+        coalesce((SELECT max(abs(clock_ahead_seconds)) FROM leases_sampling WHERE server_id = session.server_id), 0)
     ) ORDER BY session.id)::text
     FROM leases_session session
     LEFT JOIN leases_lease lease ON lease.id = session.lease_id
@@ -195,7 +203,8 @@ _OCCUPANTS = f"""
 
 def gather(keys: Collection[int], *, skew: timedelta, now: datetime) -> list[tuple[SessionSeen, Evidence]]:
     """These sessions by id, each with its evidence. Thirteen queries at most, however many they are."""
-    sessions = _read(_SESSIONS, SESSIONS, list(keys))
+    sessions: list[SessionSeen] = _read(_SESSIONS, SESSIONS, list(keys))
+    slack = {one.id: one.slack(skew) for one in sessions}
     leases = {
         lease.id: (lease, login, proof)
         for lease, login, proof in _leases({one.lease_id for one in sessions}, skew=skew)
@@ -204,15 +213,15 @@ def gather(keys: Collection[int], *, skew: timedelta, now: datetime) -> list[tup
         Cluster.objects.filter(name__in={one.cluster for one, _, _ in leases.values()}).values_list("name", "id")
     )
     # before the pods: what a period proves was stored before it, so that no pod of then is missing from what is read next
-    since = min((one.started_at for one in sessions), default=now)
-    periods = proven(set(clusters.values()), since=since - skew)
+    since = min((one.started_at - slack[one.id] for one in sessions), default=now)
+    periods = proven(set(clusters.values()), since=since)
     asked = [
-        question(one, *leases[one.lease_id], cluster_id=clusters[leases[one.lease_id][0].cluster], skew=skew)
+        question(one, *leases[one.lease_id], cluster_id=clusters[leases[one.lease_id][0].cluster], skew=slack[one.id])
         for one in sessions
         if one.lease_id in leases and leases[one.lease_id][0].cluster in clusters
     ]
     holders = holders_of(asked, {one.id: one for one in sessions})
-    occupants = occupants_of(sessions, skew=skew)
+    occupants = occupants_of(sessions, slack=slack)
     return [
         (
             one,
@@ -224,7 +233,7 @@ def gather(keys: Collection[int], *, skew: timedelta, now: datetime) -> list[tup
                 else NOTHING_PROVEN,
                 holders=holders.get(one.id, NO_HOLDERS),
                 occupants=occupants.get(one.id, ()),
-                skew=skew,
+                skew=slack[one.id],
                 now=now,
             ),
         )
@@ -259,11 +268,11 @@ class Begun(Protocol):
     def started_at(self) -> datetime: ...
 
 
-def occupants_of(sessions: Iterable[Begun], *, skew: timedelta) -> dict[int, tuple[Occupant, ...]]:
-    """By session, which pods of any cluster had its address when it began."""
+def occupants_of(sessions: Iterable[Begun], *, slack: Mapping[int, timedelta]) -> dict[int, tuple[Occupant, ...]]:
+    """By session, which pods of any cluster had its address when it began, give or take its slack."""
     asked = [
-        {"key": one.id, "address": address, "earliest": one.started_at - skew, "latest": one.started_at + skew}
-        for one in sessions
+        {"key": one.id, "address": address, "earliest": at - slack[one.id], "latest": at + slack[one.id]}
+        for one, at in ((one, one.started_at) for one in sessions)
         if (address := normal(one.address))
     ]
     found: dict[int, tuple[Occupant, ...]] = {}

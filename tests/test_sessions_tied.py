@@ -200,6 +200,17 @@ def test_the_clock_skew_is_allowed_for_and_no_more(shop: Shop, seconds: float, p
     assert judged(session(lease, "10.0.0.1", began=at(seconds)), LATE)[0] == place
 
 
+@pytest.mark.parametrize("ahead", [-200.0, 200.0])
+def test_a_database_whose_clock_is_off_makes_no_false_alarm_and_hides_no_thief(shop: Shop, ahead: float) -> None:
+    shop.pod("web-1", "10.0.0.1", since=-5, until=5)
+    lease, where = with_user(shop.lease("10.0.0.1")), server()
+    values = {"due_at": BEGIN, "interval_seconds": 5, "server": where, "clock_ahead_seconds": ahead}
+    Sampling.objects.create(database=lease.database, **values)
+    began = at(ahead)
+    assert judged(session(lease, "10.0.0.1", began=began), at(600))[0] == Place.HOLDER
+    assert judged(session(lease, "10.0.0.2", began=began), at(600))[0] == Place.ELSEWHERE
+
+
 def test_other_forms_of_an_address_are_the_same_address(shop: Shop) -> None:
     shop.pod("web-1", "10.0.0.1")
     PodAddress.objects.create(pod=Pod.objects.get(), address="fd00::1", from_at=at(-600))

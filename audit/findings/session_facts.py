@@ -65,7 +65,7 @@ def travelled(*, now: datetime) -> Iterator[Travelled]:
     )
     leases = _leases(row[0] for row in rows)
     sessions = _sessions(key for row in rows for key in row[4])
-    occupants = whereabouts.occupants_of(sessions.values(), skew=_skew())
+    occupants = whereabouts.occupants_of(sessions.values(), slack=dict.fromkeys(sessions, _skew()))
     for key, count, going_on, newest_at, some in rows:
         lease, examples = leases[key], [sessions[one] for one in some]
         pods = [next((str(pod) for pod in occupants.get(one, ()) if not pod.host_network), "") for one in some]
