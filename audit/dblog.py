@@ -357,7 +357,8 @@ def _mark(log: DatabaseLog, server: DatabaseServer, *, unread: int, looked_at: d
     log.read_at, log.unread_bytes = looked_at, unread
     missed = is_silent(log, server) or unnamed(log, server) > 0
     since = None if missed or not log.lines else log.complete_since or looked_at
-    unmoved = {"offset": log.offset, "file": log.file, "lines": log.lines}
+    # what is older than the policy keeps may have been dropped meanwhile, and is not to be called known again
+    unmoved = {"offset": log.offset, "file": log.file, "lines": log.lines, "complete_since": log.complete_since}
     with transaction.atomic():
         mine = DatabaseLog.objects.filter(pk=log.pk, **unmoved).update(
             read_at=looked_at, unread_bytes=unread, complete_since=since

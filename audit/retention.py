@@ -1,6 +1,6 @@
 """Keeps the house: partitions made ahead, old ones dropped by policy, raw lines moved to the archive before.
 
-Hourly counts, coverage, leases, headers of blocks and all history stay. Every step can be done again after a crash: a file
+Hourly counts, coverage, leases, headers of blocks and all history stay; sessions go with the events. Every step can be done again after a crash: a file
 of the archive is the same each time, and the database drops nothing of which it has no record.
 """
 
@@ -9,14 +9,26 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
-from django.db import connection
+from django.db import connection, transaction
+from django.db.models import Q
 
 from audit import partitions, parts
 from audit.archive import Archive, ArchiveUnavailable, keep, named
 from audit.blocks import day_of, header_holds
-from audit.models import BlockLines, Ending, Housekeeping, Moved, RawBlock, Stream, Unwrapping, Wrapping
+from audit.models import (
+    BlockLines,
+    DatabaseLog,
+    Ending,
+    Housekeeping,
+    Moved,
+    RawBlock,
+    ServerStart,
+    Stream,
+    Unwrapping,
+    Wrapping,
+)
 from leases.errors import SourceError
-from leases.models import Policy
+from leases.models import DynamicUser, Policy, SampledPeriod, Session
 
 DAYS_AHEAD = 14
 EVERY = timedelta(hours=1)
@@ -125,12 +137,31 @@ def drop_events(policy: Policy, kept: Kept, *, now: datetime) -> None:
                 kept.events.append(day)
     if policy.event_days:
         drop_facts(oldest=now - timedelta(days=policy.event_days))
+        drop_sessions(oldest=now - timedelta(days=policy.event_days))
 
 
 def drop_facts(*, oldest: datetime) -> None:
     """What events told of wrappings and ends: of use for leases that are no older, and made again by `rebuild` from the same lines."""
     for table in (Wrapping, Unwrapping, Ending):
         table.objects.filter(at__lt=oldest).delete()
+
+
+@transaction.atomic
+def drop_sessions(*, oldest: datetime) -> None:
+    """Sessions that were over by then, and users and starts of servers; nothing of that time is said to be known any more.
+
+    The time that is known goes first: where a session was dropped, that there was none must never be read.
+    """
+    # this first, so that no reader of a log goes on with a period that began before
+    DatabaseLog.objects.filter(complete_since__lt=oldest).update(complete_since=oldest)
+    SampledPeriod.objects.filter(to_at__lt=oldest).delete()
+    SampledPeriod.objects.filter(from_at__lt=oldest).update(from_at=oldest)
+    old = Session.objects.filter(started_at__lt=oldest, last_seen_at__lt=oldest)
+    # one that has no end is of a server that answers no more, or goes on
+    silent = Q(ended_at=None) & (Q(server__sampled_at=None) | Q(server__sampled_at__lt=oldest))
+    old.filter(Q(ended_at__lt=oldest) | silent).delete()
+    DynamicUser.objects.filter(last_seen_at__lt=oldest).delete()
+    ServerStart.objects.filter(at__lt=oldest).delete()
 
 
 def keep_lines(policy: Policy, archive: Archive | None, kept: Kept, *, now: datetime, until: float) -> None:

@@ -696,7 +696,14 @@ def test_a_session_whose_name_only_the_log_tells_late_is_looked_at_again(tmp_pat
     at = datetime.fromtimestamp(Record.EPOCH, UTC)
     # its role was dropped before a sample saw it, and nobody could say whose it was
     given_up = {"place": "not judged", "place_reason": "its user was dropped", "place_open": False}
-    row = {"server": sampled_server(), "key": record.key, "pid": record.pid, "started_at": at, "sampled": True, **given_up}
+    row = {
+        "server": sampled_server(),
+        "key": record.key,
+        "pid": record.pid,
+        "started_at": at,
+        "sampled": True,
+        **given_up,
+    }
     Session.objects.create(first_seen_at=at, last_seen_at=at, **row)
     read_all(log_of(file))
     found = Session.objects.get()
@@ -891,7 +898,9 @@ def test_a_reader_that_is_killed_within_its_transaction_has_done_nothing(tmp_pat
 
 
 @pytest.mark.django_db(transaction=True, databases=["default", "owner"])
-def test_a_log_that_is_read_while_a_sample_is_taken_waits_for_it_and_holds_nothing_that_it_needs(tmp_path: Path) -> None:
+def test_a_log_that_is_read_while_a_sample_is_taken_waits_for_it_and_holds_nothing_that_it_needs(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "log"
     file.write_bytes(Record(message=f"connection authorized: user={USER} database=orders").json())
     log = read_all(log_of(file))

@@ -30,12 +30,25 @@ from audit.archive import Archive, ArchiveUnavailable, Bucket, Folder, keep, nam
 from audit.follow import Chunk, Position
 from audit.ingest import Counts, ingest
 from audit.management.commands.ingest import stream_named
-from audit.models import Coverage, Dropped, Ending, Event, Hourly, Housekeeping, Moved, RawBlock, Sighting, Stream
+from audit.models import (
+    Coverage,
+    DatabaseLog,
+    Dropped,
+    Ending,
+    Event,
+    Hourly,
+    Housekeeping,
+    Moved,
+    RawBlock,
+    Sighting,
+    Stream,
+)
 from audit.tasks import keep_house as keep_house_task
 from demo import processes
+from leases import session_queries
 from leases.configuration import ConfigurationError, load
-from leases.models import Policy
-from tests import s3
+from leases.models import DynamicUser, Policy, SampledPeriod, Session
+from tests import factories, s3
 
 ROOT = Path(__file__).resolve().parent.parent
 # committed for real: partitions are dropped, and another connection has to see it
@@ -170,6 +183,42 @@ def test_what_told_of_ends_goes_with_the_events(stream: Stream) -> None:
         )
     retention.keep_house(now=timezone.now())
     assert [ending.request_id for ending in Ending.objects.all()] == ["399 days ago"]
+
+
+def test_sessions_go_with_the_events_and_nothing_of_their_time_is_called_known(stream: Stream) -> None:
+    days, now = 86_400.0, timezone.now()
+    database = factories.database()
+    lease = factories.lease(
+        age=450 * days, left=-449 * days, database=database, database_user="v-web", database_user_by="audit hash"
+    )
+    server = factories.server()
+    for name, age, lasted in (
+        ("dropped", 450, 60.0),
+        ("long", 450, 100 * days),
+        ("young", 399, 60.0),
+        ("on", 450, None),
+    ):
+        factories.session(
+            lease if name == "dropped" else None, age=age * days, lasted=lasted, key=name, database=database
+        )
+    for age in (450, 399):
+        seen = now - timedelta(days=age)
+        DynamicUser.objects.create(server=server, name=f"v-{age}", first_seen_at=seen, last_seen_at=seen, gone_at=seen)
+    log = DatabaseLog.objects.create(path="/log", format="jsonlog", complete_since=now - timedelta(days=460))
+    log.databases.set([database])
+    factories.sampled(database, since=460 * days, logged=True)
+    factories.sampled(database, since=460 * days, until=410 * days)
+    assert session_queries.uses([lease.pk], now=now)[lease.pk].counted == 1
+
+    policy(event_days=400)
+    retention.keep_house(now=now)
+    assert set(Session.objects.values_list("key", flat=True)) == {"long", "young", "on"}
+    assert [user.name for user in DynamicUser.objects.all()] == ["v-399"]
+    # it was used, and nobody knows any more: not 0
+    assert session_queries.uses([lease.pk], now=now)[lease.pk].counted is None
+    (period,) = SampledPeriod.objects.all()
+    log.refresh_from_db()
+    assert period.from_at == log.complete_since == now - timedelta(days=400)
 
 
 def test_with_no_policy_nothing_is_dropped(stream: Stream) -> None:

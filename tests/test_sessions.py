@@ -188,7 +188,9 @@ def test_what_only_the_log_can_tell_is_not_ended_by_samples(orders: Database) ->
     assert only().ended_at is None
     take(orders, sample(20, users=["app_orders_1"]))
     DynamicUser.objects.get_or_create(
-        server=DatabaseServer.objects.get(), name="app_orders_1", defaults={"first_seen_at": after(20), "last_seen_at": after(20)}
+        server=DatabaseServer.objects.get(),
+        name="app_orders_1",
+        defaults={"first_seen_at": after(20), "last_seen_at": after(20)},
     )
     take(orders, sample(25))
     assert only().end_known_by == "no longer seen"
