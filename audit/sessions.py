@@ -24,16 +24,20 @@ TURN = 3.0
 MANY = 1_000
 
 # {which}: sessions whose lease is to be looked for. A name is random enough to be one lease's, whichever vault issued it; of two
-# that were told so, the one of the session's own database counts.
+# that were told so, the one of the session's own database counts, and of those the last that was issued before it began: a mount
+# with a template of its own may give a name again.
 _TIE = """
     WITH untied AS (
-        SELECT id, database_user, database_id FROM leases_session
+        SELECT id, database_user, database_id, started_at FROM leases_session
         WHERE lease_id IS NULL AND database_user <> '' AND {which}
         ORDER BY id FOR NO KEY UPDATE SKIP LOCKED
     ), found AS (
         SELECT DISTINCT ON (untied.id) untied.id, lease.id AS lease_id, lease.database_id
         FROM untied JOIN leases_lease lease ON lease.database_user = untied.database_user AND lease.database_user <> ''
-        ORDER BY untied.id, (lease.database_id IS NOT DISTINCT FROM untied.database_id) DESC, lease.id
+        ORDER BY untied.id, (lease.database_id IS NOT DISTINCT FROM untied.database_id) DESC,
+            -- clocks differ by a bit
+            (coalesce(lease.accessed_at, lease.issued_at, lease.first_seen_at) <= untied.started_at + interval '10 s') DESC,
+            coalesce(lease.accessed_at, lease.issued_at, lease.first_seen_at) DESC, lease.id
     )
     UPDATE leases_session session SET
         lease_id = found.lease_id, database_id = coalesce(found.database_id, session.database_id),

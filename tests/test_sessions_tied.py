@@ -118,6 +118,17 @@ def test_a_session_is_tied_to_the_lease_of_its_user_and_gets_its_database(shop: 
     assert (nobodys.lease, nobodys.place) == (None, "")
 
 
+def test_a_name_that_is_given_again_is_of_the_last_lease_before_the_session(shop: Shop) -> None:
+    shop.pod("web-0", "10.0.0.1", until=-30)
+    shop.pod("web-1", "10.0.0.2")
+    old, new, later = (with_user(shop.lease("10.0.0.2"), "app") for _ in range(3))
+    for lease, seconds in ((old, -3600), (new, -1), (later, 300)):
+        Lease.objects.filter(pk=lease.pk).update(accessed_at=at(seconds))
+    row = session("app", "10.0.0.2", database=new.database)
+    assert judged(row)[0] == Place.HOLDER
+    assert row.lease == new
+
+
 def test_a_user_that_becomes_known_later_ties_sessions_that_were_given_up(shop: Shop) -> None:
     shop.pod("web-1", "10.0.0.1")
     lease = shop.lease("10.0.0.1")
