@@ -215,8 +215,9 @@ def test_the_clock_skew_is_allowed_for_and_no_more(shop: Shop, seconds: float, p
 def test_a_database_whose_clock_is_off_makes_no_false_alarm_and_hides_no_thief(shop: Shop, ahead: float) -> None:
     shop.pod("web-1", "10.0.0.1", since=-5, until=5)
     lease, where = with_user(shop.lease("10.0.0.1")), server()
-    values = {"due_at": BEGIN, "interval_seconds": 5, "server": where, "clock_ahead_seconds": ahead}
-    Sampling.objects.create(database=lease.database, **values)
+    Sampling.objects.create(
+        database=database(), server=where, due_at=BEGIN, interval_seconds=5, clock_ahead_seconds=ahead
+    )
     began = at(ahead)
     assert judged(session(lease, "10.0.0.1", began=began), at(600))[0] == Place.HOLDER
     assert judged(session(lease, "10.0.0.2", began=began), at(600))[0] == Place.ELSEWHERE
