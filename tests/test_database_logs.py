@@ -711,6 +711,19 @@ def test_a_session_whose_name_only_the_log_tells_late_is_looked_at_again(tmp_pat
 
 
 @pytest.mark.django_db
+def test_a_role_that_may_no_longer_log_in_is_refused_and_leaves_no_open_session(server: Postgres) -> None:
+    name = "v-kubernet-orders-NoLoginAnyMoreAtAll0-1764369429"
+    server.create_role(name)
+    with psycopg.connect(server.dsn(), autocommit=True) as session:
+        session.execute(f'ALTER ROLE "{name}" NOLOGIN')
+    with pytest.raises(psycopg.OperationalError, match="not permitted to log in"):
+        psycopg.connect(server.dsn(name))
+    log = read_all(log_of(written(server, "jsonlog", "not permitted to log in")))
+    assert log.rejected
+    assert not Session.objects.filter(database_user=name, ended_at=None).exists()
+
+
+@pytest.mark.django_db
 def test_a_log_waits_until_a_sample_has_named_its_server(tmp_path: Path) -> None:
     file = tmp_path / "log"
     file.write_bytes(Record(message=f"connection authorized: user={USER} database=orders").json())

@@ -178,8 +178,8 @@ def _take(line: _Line, shift: timedelta, told: Told) -> None:
     elif line.error_severity == "FATAL" and line.user:
         if line.state_code in _REFUSED:
             told.refused[line.user] += 1
-        else:
-            told.died[line.session_id] = _clock(line.timestamp) - shift
+        # a role that may not log in is refused after its password was taken, which the log calls authorized
+        told.died[line.session_id] = _clock(line.timestamp) - shift
     elif line.backend_type == "startup" and message.startswith("database system was "):
         told.started.add(_clock(line.timestamp) - shift)
 
