@@ -70,13 +70,13 @@ _LEFT_OUT = """
         )
     )
 """
-# those that another worker changes now, or has tied to another lease meanwhile, have their turn again
+# those that another worker changes now, has tied to another lease, or knows the user's name of meanwhile, have their turn again
 _SAVE = """
     WITH judged AS (
         SELECT given.* FROM json_to_recordset(%s) AS given (
-            id bigint, lease_id bigint, place text, reason text, still_open boolean
+            id bigint, lease_id bigint, "user" text, place text, reason text, still_open boolean
         ) JOIN leases_session session USING (id)
-        WHERE session.lease_id IS NOT DISTINCT FROM given.lease_id
+        WHERE session.lease_id IS NOT DISTINCT FROM given.lease_id AND session.database_user = given."user"
         ORDER BY session.id FOR NO KEY UPDATE OF session SKIP LOCKED
     )
     UPDATE leases_session session
@@ -195,6 +195,7 @@ def save(before: dict[int, SessionSeen], verdicts: dict[int, Verdict]) -> list[i
         {
             "id": key,
             "lease_id": before[key].lease_id,
+            "user": before[key].database_user,
             "place": verdict.place.value if verdict.place else "",
             "reason": verdict.reason,
             "still_open": verdict.open,

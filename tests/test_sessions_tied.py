@@ -17,10 +17,11 @@ from django.db import connection
 from django.test.utils import CaptureQueriesContext
 from django.utils import timezone
 
-from audit import attribute, configuration, guess, intern, tasks, users
+from audit import attribute, configuration, guess, intern, sessions, tasks, users, whereabouts
 from audit.findings import queries
 from audit.findings import watch as findings
 from audit.models import AskedName, Device, Finding, FindingKind, Hash, Severity, Stream
+from audit.place import a_session_comes_from_its_holder_or_from_elsewhere
 from audit.sessions import Judged, tie_and_judge
 from dashboard.celery import app as celery
 from demo.postgres import Postgres
@@ -163,6 +164,18 @@ def test_a_dropped_user_whose_name_nobody_saw_is_not_judged(shop: Shop) -> None:
 
 
 # --- judged ------------------------------------------------------------------------------------------------------
+
+
+def test_a_name_that_comes_while_its_session_is_given_up_is_not_lost(shop: Shop) -> None:
+    row = session("", "10.0.0.9", user_oid=7)
+    ((seen, found),) = whereabouts.gather([row.pk], skew=timedelta(seconds=2), now=LATE)
+    verdict = a_session_comes_from_its_holder_or_from_elsewhere(found)
+    assert not verdict.open
+    # by the log's reader, between the two
+    Session.objects.filter(pk=row.pk).update(database_user="v-late")
+    assert sessions.save({row.pk: seen}, {row.pk: verdict}) == []
+    row.refresh_from_db()
+    assert row.place_open
 
 
 def test_a_stolen_credential_is_found_and_both_ends_are_named(shop: Shop) -> None:
