@@ -15,6 +15,8 @@ _BEFORE, _AFTER = timedelta(seconds=6), timedelta(seconds=0.5)
 # what opened just before the last look may not have been sampled
 _YOUNG = timedelta(seconds=15)
 OURS = ("holder", "NAT")
+# of the sessions that pods opened
+MOST_NOT_JUDGED = 0.1
 
 
 class SessionRow(msgspec.Struct, frozen=True):
@@ -92,6 +94,9 @@ def judge(
         else:
             report.wrong += row.place == "elsewhere"
             report.problems.append(what)
+    # nobody's session is judged where nothing works: a few at most are not, whose lease's holder was not known then
+    if report.not_judged > MOST_NOT_JUDGED * report.opened:
+        report.problems.append(f"{report.not_judged} of {report.opened} sessions were not judged")
     for other in (one for rest in left.values() for one in rest):
         if other.place == "elsewhere":
             report.wrong += 1

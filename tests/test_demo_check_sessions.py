@@ -50,12 +50,19 @@ def judged(*rows: SessionRow, incidents: tuple[Incident, ...] = ()) -> Sessions:
     return check_sessions.judge([OPENED], incidents, rows, now=NOW)
 
 
-@pytest.mark.parametrize("place", ["holder", "NAT", "not judged"])
+@pytest.mark.parametrize("place", ["holder", "NAT"])
 def test_a_session_that_was_seen_tied_and_taken_for_the_pods_is_right(place: str) -> None:
     report = judged(msgspec.structs.replace(RIGHT, place=place))
     assert report.problems == []
     assert (report.opened, report.seen, report.tied, report.wrong) == (1, 1, 1, 0)
-    assert report.taken_for_theirs + report.not_judged == 1
+    assert (report.taken_for_theirs, report.not_judged) == (1, 0)
+
+
+def test_a_few_sessions_may_not_be_judged() -> None:
+    for left_out, problems in ((1, 0), (2, 1)):
+        rows = [RIGHT] * (10 - left_out) + [msgspec.structs.replace(RIGHT, place="not judged")] * left_out
+        report = check_sessions.judge([OPENED] * 10, (), rows, now=NOW)
+        assert (report.not_judged, len(report.problems)) == (left_out, problems)
 
 
 @pytest.mark.parametrize(
