@@ -1,6 +1,8 @@
 # Two commands are enough: `make demo` runs the product on one machine, `make test` tests it.
 # Everything is installed into this checkout (.venv/) and kept in it (.demo/, .test/).
 PYTHON ?= python3
+# how many processes run the tests, each with servers of its own
+PROCESSES ?= auto
 BIN := .venv/bin
 STAMP := .venv/.installed
 
@@ -56,7 +58,7 @@ check: install
 	@$(BIN)/mypy
 
 test: check
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup
 
 test-all: check
 	@$(BIN)/python -m pytest -m "slow or soak or not slow"

@@ -1,6 +1,7 @@
 """The real chain on a real MariaDB: OpenBao makes the user, it connects, is seen, is tied to its lease, is revoked, and is gone."""
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
