@@ -25,6 +25,8 @@ from leases.turns import turn
 log = logging.getLogger(__name__)
 
 IDLE_SECONDS = 0.2
+# without a new line for so long a reader lets others have its worker
+IDLE_TURN_SECONDS = 1.0
 
 
 @shared_task
@@ -37,7 +39,9 @@ def follow_streams() -> None:
 
 @shared_task
 def follow_stream(stream_id: int) -> None:
-    """Reads one file for a turn. Where there are many streams a turn is short, so that none waits for long."""
+    """Reads one file for a turn. Where there are many streams a turn is short, and one that waits in vain goes to the end of the
+    queue after a second, so that none waits for long: what is to be read may be more than there are workers.
+    """
     with turn("follow", stream_id) as mine:
         if not mine:
             return
@@ -45,10 +49,14 @@ def follow_stream(stream_id: int) -> None:
         # logs of database servers wait for the same workers
         streams += DatabaseLog.objects.filter(retired=False).count()
         deadline = time.monotonic() + TURN_SECONDS / max(1, streams / 2)
+        busy_at = time.monotonic()
         while (taken := read_on(stream_id, until=deadline)) is not None:
-            if time.monotonic() > deadline:
+            now = time.monotonic()
+            if now > min(deadline, busy_at + IDLE_TURN_SECONDS):
                 break
-            if not taken:
+            if taken:
+                busy_at = now
+            else:
                 time.sleep(IDLE_SECONDS)
         else:
             return  # it cannot be read now: the clock tries again when its wait is over
