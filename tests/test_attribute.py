@@ -73,6 +73,7 @@ def evidence_one_by_one(lease: Lease, *, skew: timedelta) -> Evidence:
         unplaced=() if settled else unplaced(cluster_id, login, at=at, skew=skew),
         settled=settled,
         others=others,
+        logged_in=at_login,
         living=NOBODY
         if fetched or claimed or (fitting and not node)
         else living(cluster_id, login, node, at=at, skew=skew),
