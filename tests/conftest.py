@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+import psycopg
 import pytest
 from django.db import connections
 from django.test import Client
@@ -10,6 +11,7 @@ from django.test.utils import setup_databases, teardown_databases
 from pytest_django import DjangoDbBlocker
 
 from audit import intern
+from demo.postgres import Postgres
 from tests import factories
 
 if TYPE_CHECKING:
@@ -24,13 +26,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def django_db_setup(django_test_environment: None, django_db_blocker: DjangoDbBlocker) -> Iterator[None]:
+def django_db_setup(
+    django_test_environment: None, django_db_blocker: DjangoDbBlocker, postgres: Postgres
+) -> Iterator[None]:
     """The owner makes and migrates the test database; tests use it as the application's role, with just its rights."""
     with django_db_blocker.unblock():
         databases = setup_databases(verbosity=0, interactive=False, aliases=dict.fromkeys(("default", "owner")))
     yield
     with django_db_blocker.unblock():
         connections.close_all()
+        # one that was opened in another context (a thread's, Playwright's) is not among these
+        with psycopg.connect(postgres.dsn(), autocommit=True) as server:
+            name = connections["default"].settings_dict["NAME"]
+            server.execute("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = %s", [name])
         teardown_databases(databases, verbosity=0)
 
 
