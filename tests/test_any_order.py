@@ -278,7 +278,7 @@ def test_login_read_renewal_and_end_in_every_order(scene: Scene) -> None:
     pairs = [login, reads[:2], renewal, pair("auth/token/revoke-self")]
     assert [len(one) for one in pairs] == [2, 2, 2, 2]
     first = known_after(scene, *(Step(A, one) for one in pairs))
-    assert first["leases"][0][11] == "token revoked"
+    assert "token revoked" in first["leases"][0]
     for order in itertools.permutations(pairs):
         for at_once in (None, 1):
             told = [line for one in order for line in one]
