@@ -9,7 +9,6 @@ names and lease ids, never a token or a password.
 
 import asyncio
 import contextlib
-import time
 from collections.abc import Mapping
 
 import msgspec
@@ -67,10 +66,6 @@ def _without_hop_headers(headers: Mapping[str, str]) -> list[tuple[str, str]]:
     return [(name, value) for name, value in headers.items() if name.lower() not in _NOT_FORWARDED]
 
 
-# seconds that the last requests of a pod that goes may take
-_LAST_ANSWERS = 5.0
-
-
 class PodProxy:
     """The two listeners of one pod, on `listen`; what it sends on leaves from `source`. Both are the pod's own address
     by default. `databases` says which database each "mount/creds/role" path opens.
@@ -101,7 +96,6 @@ class PodProxy:
         self._stack = contextlib.AsyncExitStack()
         self._client: ClientSession
         self._connections: set[asyncio.Task[None]] = set()
-        self._under_way = 0
         self._stopping = False
 
     @property
@@ -142,22 +136,11 @@ class PodProxy:
         for task in list(self._connections):
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
-        # the server forgets a request whose client has gone, but Vault does not: what it answers belongs into the truth
-        until = time.monotonic() + _LAST_ANSWERS
-        while self._under_way and time.monotonic() < until:
-            await asyncio.sleep(0.05)
         await self._stack.aclose()
 
     # -- OpenBao ---------------------------------------------------------------------------------------------
 
     async def _forward(self, request: web.Request) -> web.Response:
-        self._under_way += 1
-        try:
-            return await self._send_on(request)
-        finally:
-            self._under_way -= 1
-
-    async def _send_on(self, request: web.Request) -> web.Response:
         body = await request.read()
         try:
             async with self._client.request(

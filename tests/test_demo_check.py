@@ -149,7 +149,7 @@ def test_leases_that_no_pod_got_are_told_apart_from_those_that_were_not_opened_y
     assert check.strangers([ISSUED], [wrapped], rows, now=NOW) == ["by-hand-too"]
     opened = msgspec.structs.replace(wrapped, deed="opened")
     assert len(check.strangers([ISSUED], [wrapped, opened], rows, now=NOW)) == 2
-    earlier = msgspec.structs.replace(wrapped, at=(NOW - timedelta(seconds=610)).isoformat())
+    earlier = msgspec.structs.replace(wrapped, at=(NOW - timedelta(seconds=611)).isoformat())
     assert len(check.strangers([ISSUED], [earlier], rows, now=NOW)) == 2
 
 

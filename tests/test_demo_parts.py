@@ -25,6 +25,7 @@ from demo.openbao import OpenBao
 from demo.postgres import Postgres
 from demo.proxy import PodProxy
 from demo.supervisor import Child, Supervisor
+from demo.workloads import CREATE, REVOKE
 
 MOUNT = "demo-parts"
 POD = truth.Pod(
@@ -44,6 +45,7 @@ class Network(NamedTuple):
     postgres_port: int
     truth_file: Path
     client: hvac.Client  # with an administrator's token, not through the proxy
+    stop: Callable[[], None]
 
     def log_in(self) -> hvac.Client:
         """A new log-in, through the pod's network."""
@@ -99,8 +101,12 @@ def network(
     )
     try:
         asyncio.run_coroutine_threadsafe(proxy.start(), loop).result(10)
-        yield Network(proxy.vault_address, postgres_port, tmp_path / "truth.ndjson", vault)
-        asyncio.run_coroutine_threadsafe(proxy.stop(), loop).result(20)
+
+        def stop() -> None:
+            asyncio.run_coroutine_threadsafe(proxy.stop(), loop).result(20)
+
+        yield Network(proxy.vault_address, postgres_port, tmp_path / "truth.ndjson", vault, stop)
+        stop()
     finally:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
@@ -115,6 +121,25 @@ def read_credentials(pod: hvac.Client) -> dict[str, Any]:
 def has_role(postgres: Postgres, name: str) -> bool:
     with psycopg.connect(postgres.dsn()) as connection:
         return connection.execute("SELECT 1 FROM pg_roles WHERE rolname = %s", [name]).fetchone() is not None
+
+
+def test_what_a_pod_asked_for_just_before_it_went_is_in_the_truth(network: Network) -> None:
+    # Vault answers after a second, when the pod's process is gone and its network is about to be
+    network.client.secrets.database.create_role(
+        "my-role", "orders", ["SELECT pg_sleep(1)", *CREATE], revocation_statements=list(REVOKE), mount_point=MOUNT
+    )
+    pod = network.log_in()
+    host, port = network.vault.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as gone:
+        gone.sendall(
+            f"GET /v1/{MOUNT}/creds/my-role HTTP/1.1\r\nHost: vault\r\nX-Vault-Token: {pod.token}\r\n\r\n".encode()
+        )
+        time.sleep(0.3)
+    network.stop()
+    assert [line.database for line in network.lines("issue")] == ["orders"]
+    network.client.secrets.database.create_role(
+        "my-role", "orders", list(CREATE), revocation_statements=list(REVOKE), mount_point=MOUNT
+    )
 
 
 @pytest.mark.parametrize(("network", "seen_at"), [("", POD.ip), ("127.21.9.9", "127.21.9.9")], indirect=["network"])
