@@ -58,7 +58,9 @@ check: install
 	@$(BIN)/mypy
 
 test: check
-	@$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup
+	@$(BIN)/python -m pytest -n $(PROCESSES) --dist loadgroup -m "not slow and not soak and not demo"
+	@# a whole demo is a load of its own: nothing beside it
+	@$(BIN)/python -m pytest -m "demo and not slow and not soak"
 
 test-all: check
 	@$(BIN)/python -m pytest -m "slow or soak or not slow"
