@@ -79,9 +79,10 @@ class Book:
     def unwrapped(self, wrapping_token: bytes, lease_id: str, user: str | None, seconds: float) -> None:
         """Somebody opened such an answer. Its lease belongs to the token that read it."""
         if lease_id and (read := self._wrapped.pop(wrapping_token, None)):
-            self.note(OPENED, wrapping_token.hex())
             # its time runs since it was read
             self.issue(read.pod, lease_id, read.database, user, read.token, seconds - (time.monotonic() - read.at))
+            # last: whoever finds it opened finds its lease too
+            self.note(OPENED, wrapping_token.hex())
 
     def issue(
         self, pod: truth.Pod, lease_id: str, database: str, user: str | None, token: bytes, seconds: float

@@ -146,14 +146,16 @@ def strangers(
         elif deed.deed == OPENED:
             closed.pop(deed.lease_id, None)
     found = []
-    for row in sorted(rows.values(), key=lambda one: one.lease_id):
-        if row.lease_id in known or not row.issued_at or now - row.issued_at <= _OPENED:
+    answers = sorted(closed.values())
+    foreign = [(row.issued_at, row.lease_id) for row in rows.values() if row.issued_at and row.lease_id not in known]
+    # each such answer explains one lease; both in the order of time, so that none takes the only one of another
+    for issued_at, lease_id in sorted(foreign):
+        if now - issued_at <= _OPENED:
             continue
-        # each such answer explains one lease
-        if near := [key for key, at in closed.items() if abs(at - row.issued_at) <= _READ]:
-            del closed[near[0]]
+        if near := [at for at in answers if abs(at - issued_at) <= _READ]:
+            answers.remove(near[0])
         else:
-            found.append(row.lease_id)
+            found.append(lease_id)
     return found
 
 
@@ -271,7 +273,9 @@ def _look(folder: Path, lines: Sequence[truth.Line] | None = None, deeds: Sequen
     rows = read_rows(folder, since=datetime.fromisoformat(lines[0].at)) if lines else {}
     now = datetime.now(UTC)
     report = judge(lines, read_deeds(folder) if deeds is None else deeds, rows, now=now)
-    report.strangers = strangers(truth.read(file), read_deeds(folder), rows, now=now)
+    # an answer that is opened in between is in both rather than in neither
+    opened = read_deeds(folder)
+    report.strangers = strangers(truth.read(file), opened, rows, now=now)
     if lines:
         # what was opened before is closed by now, or was seen
         seen = exported(folder, "sessions", since=datetime.fromisoformat(lines[0].at), row=SessionRow)

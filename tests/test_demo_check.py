@@ -153,6 +153,20 @@ def test_leases_that_no_pod_got_are_told_apart_from_those_that_were_not_opened_y
     assert len(check.strangers([ISSUED], [earlier], rows, now=NOW)) == 2
 
 
+def test_of_two_wrapped_answers_each_explains_its_own_lease_whatever_they_are_called() -> None:
+    def ago(seconds: float) -> datetime:
+        return NOW - timedelta(seconds=seconds)
+
+    rows = {
+        name: msgspec.structs.replace(RIGHT, lease_id=name, issued_at=at)
+        for name, at in (("a-later-one", ago(85)), ("b-earlier-one", ago(99)))
+    }
+    answers = [Deed(at=ago(seconds).isoformat(), deed="read wrapped", lease_id=f"{seconds}") for seconds in (94, 83)]
+    # the later lease lies near both answers, the earlier one near the first alone
+    assert check.strangers([ISSUED], answers, rows, now=NOW) == []
+    assert check.strangers([ISSUED], answers[1:], rows, now=NOW) == ["b-earlier-one"]
+
+
 def test_an_address_counts_as_reused_only_after_the_pod_before_was_silent() -> None:
     def at(time: str, **changes: str) -> truth.Line:
         return msgspec.structs.replace(ISSUED, event="login", at=f"2026-11-02T11:{time}.000000Z", **changes)
