@@ -1,6 +1,15 @@
 """Tables of what is watched (vaults, clusters, databases), who could hold a lease (pods, logins), the ledger and the actions."""
 
-from leases.models.actions import Action, ActionStep, Revocation
+from leases.models.actions import (
+    Action,
+    ActionKind,
+    ActionStep,
+    ContainedEntity,
+    Containment,
+    Job,
+    Plan,
+    Revocation,
+)
 from leases.models.costs import ApiCost, RoleList
 from leases.models.ledger import Certainty, EndReason, Lease, LeaseState, Login
 from leases.models.pods import (
@@ -27,22 +36,27 @@ from leases.models.sources import AuthMount, Cluster, Database, DatabaseRole, Po
 
 __all__ = [
     "Action",
+    "ActionKind",
     "ActionStep",
     "AnsweringServer",
     "ApiCost",
     "AuthMount",
     "Certainty",
     "Cluster",
+    "ContainedEntity",
+    "Containment",
     "Database",
     "DatabaseRole",
     "DatabaseServer",
     "DynamicUser",
     "EndReason",
+    "Job",
     "Lease",
     "LeaseState",
     "Login",
     "MonitorUser",
     "OwnRequest",
+    "Plan",
     "Pod",
     "PodAddress",
     "PodOwner",

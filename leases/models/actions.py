@@ -3,9 +3,39 @@
 import uuid
 
 from django.db import models
-from django.db.models import Q
+from django.db.models import JSONField, Q, Value
 
 from leases.models.ledger import Lease
+from leases.models.sources import Vault
+
+
+class ActionKind(models.TextChoices):
+    """What people do here that changes something in Vault; other kinds of action (exports, closings) have words of their own."""
+
+    REVOKE = "revoke"
+    FORCE = "force revoke"
+    CONTAIN = "contain"
+    UNDO = "undo containment"
+
+
+class Plan(models.Model):
+    """What is shown before anything is done: the leases are frozen here, and confirming acts on exactly these."""
+
+    id = models.UUIDField(primary_key=True, default=uuid.uuid4, editable=False)
+    kind = models.TextField(choices=ActionKind)
+    # {"kind": …, "value": …} as audit.targets writes it
+    scope = models.JSONField(default=dict)
+    # primary keys of leases that were live then, in order
+    leases = models.JSONField(default=list)
+    by = models.TextField()
+    at = models.DateTimeField()
+    # past that the world is another one: plan again
+    expires_at = models.DateTimeField()
+    # the action that it became; a plan is confirmed once
+    action = models.OneToOneField("Action", models.PROTECT, null=True, related_name="plan")
+
+    def __str__(self) -> str:
+        return f"{self.kind} planned by {self.by} at {self.at:%FT%TZ}"
 
 
 class Action(models.Model):
@@ -15,6 +45,10 @@ class Action(models.Model):
     kind = models.TextField()
     by = models.TextField()
     reason = models.TextField()
+    # of a ticket system, as the person wrote it
+    ticket = models.TextField(blank=True, default="", db_default="")
+    # what was meant, as the plan had it: everything of a pod, of a service account …
+    scope = models.JSONField(default=dict, db_default=Value({}, JSONField()))
     at = models.DateTimeField()
     # lease ids and the vault's name as text: history must outlive the rows that it speaks of
     targets = models.JSONField(default=list)
@@ -50,6 +84,63 @@ class ActionStep(models.Model):
         return f"{self.name}: {self.outcome}"
 
 
+class JobState(models.TextChoices):
+    WAITING = "waiting for approval"
+    REFUSED = "refused"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    DONE = "done"
+
+
+OPEN_JOB_STATES = [JobState.WAITING, JobState.RUNNING]
+
+# as TRANSITIONS; what was stopped or left failed items can be taken up again
+JOB_TRANSITIONS: dict[str, tuple[str, ...]] = {
+    JobState.WAITING: (JobState.RUNNING, JobState.REFUSED),
+    JobState.REFUSED: (),
+    JobState.RUNNING: (JobState.STOPPED, JobState.DONE),
+    JobState.STOPPED: (JobState.RUNNING,),
+    JobState.DONE: (JobState.RUNNING,),
+}
+
+
+class Job(models.Model):
+    """How far an action has come that works on leases one by one. Its items are the action's revocations."""
+
+    action = models.OneToOneField(Action, models.PROTECT, related_name="job")
+    state = models.TextField(choices=JobState, default=JobState.RUNNING)
+    # who allowed or refused it, where another responder's word is needed
+    needs_approval = models.BooleanField(default=False)
+    decided_by = models.TextField(blank=True)
+    decided_at = models.DateTimeField(null=True)
+    stopped_by = models.TextField(blank=True)
+    stopped_at = models.DateTimeField(null=True)
+    # a worker that holds it says until when
+    claimed_until = models.DateTimeField(null=True)
+    updated_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.CheckConstraint(
+                condition=Q(needs_approval=False) | Q(state=JobState.WAITING) | ~Q(decided_by=""),
+                name="what_needs_approval_runs_only_when_somebody_decided",
+            ),
+        ]
+        indexes = [
+            # revoke.stuck_jobs()
+            models.Index(fields=["claimed_until"], name="job_running", condition=Q(state=JobState.RUNNING)),
+            # queries.waiting_jobs()
+            models.Index(fields=["id"], name="job_waiting", condition=Q(state=JobState.WAITING)),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.action_id}: {self.state}"
+
+    @property
+    def open(self) -> bool:
+        return self.state in OPEN_JOB_STATES
+
+
 class RevocationState(models.TextChoices):
     REQUESTED = "requested"
     REVOKING = "revoking"
@@ -57,18 +148,22 @@ class RevocationState(models.TextChoices):
     VERIFIED = "verified"
     UNVERIFIED = "unverified"
     FAILED = "failed"
+    # its job was stopped before its turn: nothing was done
+    STOPPED = "stopped"
 
 
 OPEN_REVOCATION_STATES = [RevocationState.REQUESTED, RevocationState.REVOKING, RevocationState.VERIFYING]
 
 # state -> states that may follow; the only place that says so, and what docs/architecture.md draws
 TRANSITIONS: dict[str, tuple[str, ...]] = {
-    RevocationState.REQUESTED: (RevocationState.REVOKING, RevocationState.FAILED),
+    RevocationState.REQUESTED: (RevocationState.REVOKING, RevocationState.FAILED, RevocationState.STOPPED),
     RevocationState.REVOKING: (RevocationState.VERIFYING, RevocationState.FAILED),
     RevocationState.VERIFYING: (RevocationState.VERIFIED, RevocationState.UNVERIFIED, RevocationState.FAILED),
     RevocationState.VERIFIED: (),
-    RevocationState.UNVERIFIED: (),
-    RevocationState.FAILED: (),
+    # what somebody asks for again; nothing repeats these by itself
+    RevocationState.UNVERIFIED: (RevocationState.VERIFYING,),
+    RevocationState.FAILED: (RevocationState.REQUESTED,),
+    RevocationState.STOPPED: (RevocationState.REQUESTED,),
 }
 
 
@@ -81,6 +176,8 @@ class Revocation(models.Model):
     # a worker that holds it says until when; past that, the sweep takes it up again
     claimed_until = models.DateTimeField(null=True)
     audit_request_id = models.TextField(blank=True)
+    # sessions of the lease's user as they were before Vault was told: what leases.ending froze; None: not looked at (yet)
+    sessions = models.JSONField(null=True)
     requested_at = models.DateTimeField()
     updated_at = models.DateTimeField()
 
@@ -95,6 +192,8 @@ class Revocation(models.Model):
             models.Index(
                 fields=["claimed_until"], name="revocation_open", condition=Q(state__in=OPEN_REVOCATION_STATES)
             ),
+            # a job's progress and its next items
+            models.Index(fields=["action", "state", "id"], name="revocation_of_action"),
         ]
 
     def __str__(self) -> str:
@@ -103,3 +202,81 @@ class Revocation(models.Model):
     @property
     def open(self) -> bool:
         return self.state in OPEN_REVOCATION_STATES
+
+
+class ContainmentState(models.TextChoices):
+    CONTAINING = "containing"
+    CONTAINED = "contained"
+    FAILED = "failed"
+    LIFTING = "lifting"
+    LIFTED = "lifted"
+
+
+CONTAINMENT_TRANSITIONS: dict[str, tuple[str, ...]] = {
+    ContainmentState.CONTAINING: (ContainmentState.CONTAINED, ContainmentState.FAILED),
+    # what failed halfway can be tried again, and what it did can be taken back
+    ContainmentState.FAILED: (ContainmentState.CONTAINING, ContainmentState.LIFTING),
+    ContainmentState.CONTAINED: (ContainmentState.CONTAINING, ContainmentState.LIFTING),
+    ContainmentState.LIFTING: (ContainmentState.LIFTED, ContainmentState.CONTAINED),
+    ContainmentState.LIFTED: (),
+}
+
+
+class Containment(models.Model):
+    """One service account that was shut out: its identities disabled in Vault, its tokens and leases revoked, its sessions ended."""
+
+    action = models.OneToOneField(Action, models.PROTECT, related_name="containment")
+    cluster = models.TextField()
+    namespace = models.TextField()
+    service_account = models.TextField()
+    state = models.TextField(choices=ContainmentState, default=ContainmentState.CONTAINING)
+    at = models.DateTimeField()
+    undo = models.OneToOneField(Action, models.PROTECT, null=True, related_name="undone_containment")
+    lifted_at = models.DateTimeField(null=True)
+    claimed_until = models.DateTimeField(null=True)
+    updated_at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(
+                fields=["cluster", "namespace", "service_account"],
+                condition=~Q(state=ContainmentState.LIFTED),
+                name="one_containment_of_a_service_account",
+            ),
+            models.CheckConstraint(
+                condition=~Q(state=ContainmentState.LIFTED) | Q(lifted_at__isnull=False, undo__isnull=False),
+                name="what_is_lifted_was_undone_by_somebody",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.service_account}: {self.state}"
+
+    @property
+    def open(self) -> bool:
+        return self.state != ContainmentState.LIFTED
+
+
+class ContainedEntity(models.Model):
+    """One identity in one vault that a containment disabled. `was_disabled`: it was so before, and undoing leaves it so."""
+
+    containment = models.ForeignKey(Containment, models.PROTECT, related_name="entities")
+    vault = models.ForeignKey(Vault, models.PROTECT)
+    # the namespace in Vault that it lives in, beside the account's own
+    vault_namespace = models.TextField(blank=True)
+    entity_id = models.TextField()
+    name = models.TextField(blank=True)
+    # [{"mount": "auth/kubernetes", "name": …}]: every way that it can log in by
+    aliases = models.JSONField(default=list)
+    was_disabled = models.BooleanField(default=False)
+    # seen disabled, and seen enabled again
+    disabled_at = models.DateTimeField(null=True)
+    restored_at = models.DateTimeField(null=True)
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["containment", "vault", "entity_id"], name="entity_is_contained_once")
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.entity_id} of {self.containment_id}"

@@ -14,6 +14,9 @@ class Policy(models.Model):
     # 0: no limit
     max_lease_ttl_seconds = models.PositiveIntegerField(default=0)
     max_live_leases = models.PositiveIntegerField(default=0)
+    # ending more leases than this at once wants the number typed, and more than that another responder's word; 0: never
+    confirm_above = models.PositiveIntegerField(default=5, db_default=5)
+    approval_above = models.PositiveIntegerField(default=0, db_default=0)
     # how long events are kept; older lines count as expired. 400 days: the 12 months of PCI DSS and a bit
     event_days = models.PositiveIntegerField(default=400)
     # how long raw lines stay in the database; 0: for ever. Their headers stay in any case
@@ -61,6 +64,8 @@ class Vault(models.Model):
     # child namespaces whose leases are watched too; others are learned from events
     namespaces = models.JSONField(default=list)
     lookups_per_second = models.PositiveIntegerField(default=600)
+    # of jobs that end many leases
+    revocations_per_second = models.PositiveIntegerField(default=20, db_default=20)
     # how many bytes of audit log LIST may cause within an hour, over all devices
     audit_bytes_per_hour = models.PositiveBigIntegerField(default=64_000_000)
     # whether the active node may be asked at the address that a standby names
@@ -113,6 +118,8 @@ class Database(models.Model):
     name = models.TextField()
     kind = models.TextField(blank=True)
     monitor = models.JSONField(null=True)
+    # the account that ends sessions, in the shape of `monitor`; only the `actions` workers can read its secret
+    respond = models.JSONField(null=True)
     # instead of the policy's; 0: no limit
     max_lease_ttl_seconds = models.PositiveIntegerField(null=True)
     # how often its sessions are sampled; 0: never
