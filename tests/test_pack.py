@@ -89,6 +89,7 @@ def test_the_manifest_lists_each_file_with_its_checksum_and_its_rows(streams: li
             assert file["rows"] == len(rows(made.path, name))
     assert {name: file["rows"] for name, file in listed.items() if name.endswith(".csv")} | {"sessions.csv": 0} == {
         "accesses.csv": 12,
+        "workloads.csv": 1,
         "sample.csv": 12,
         "leases.csv": 12,
         "actions.csv": 0,
@@ -193,11 +194,16 @@ def test_the_same_data_and_parameters_give_the_same_tables_to_the_byte(streams: 
     first, second = (dict(packs.files_of(report(tmp_path / name).path)) for name in ("one", "two"))
     tables = {name for name in first if name.endswith(".csv")}
     assert len(tables) >= 8
-    assert {name for name in first if first[name] != second[name]} == {"manifest.json", "manifest.sig", "README.txt"}
+    assert {name for name in first if first[name] != second[name]} == {
+        "manifest.json",
+        "manifest.sig",
+        "README.txt",
+        "report.pdf",
+    }
     # a pack is another one only by what it says of its own making
     parts = [json.loads(files["manifest.json"]) for files in (first, second)]
     for part in parts:
-        part["files"] = [file for file in part["files"] if file["name"] != "README.txt"]
+        part["files"] = [file for file in part["files"] if file["name"] not in ("README.txt", "report.pdf")]
     assert [key for key in parts[0] if parts[0][key] != parts[1][key]] == ["report_id"]
 
 

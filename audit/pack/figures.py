@@ -20,10 +20,10 @@ from audit.pack.values import (
 from leases import revoke
 from leases.models.actions import RevocationState
 
-_ACCESSED = "l.accessed_at >= %(from)s AND l.accessed_at < %(to)s AND l.request_id <> ''"
+ACCESSED = "l.accessed_at >= %(from)s AND l.accessed_at < %(to)s AND l.request_id <> ''"
 _ISSUED = "COALESCE(l.issued_at, l.first_seen_at) >= %(from)s AND COALESCE(l.issued_at, l.first_seen_at) < %(to)s"
-_DATABASE = "v.name || '/' || l.mount || COALESCE('/' || d.name, '')"
-_FROM = "leases_lease l JOIN leases_vault v ON v.id = l.vault_id LEFT JOIN leases_database d ON d.id = l.database_id"
+DATABASE = "v.name || '/' || l.mount || COALESCE('/' || d.name, '')"
+FROM = "leases_lease l JOIN leases_vault v ON v.id = l.vault_id LEFT JOIN leases_database d ON d.id = l.database_id"
 _ACCOUNT = "l.cluster, l.service_account_namespace, l.service_account"
 
 _CONTAINED = f"""
@@ -64,12 +64,12 @@ def databases(*, from_at: datetime, to_at: datetime) -> list[DatabaseFigures]:
     rows = rows_of(
         f"""
         WITH life AS (
-          SELECT {_DATABASE} AS database, l.lease_id, {_ACCESSED} AS accessed, {_ISSUED} AS issued, l.certainty, l.pod_uid,
+          SELECT {DATABASE} AS database, l.lease_id, {ACCESSED} AS accessed, {_ISSUED} AS issued, l.certainty, l.pod_uid,
                  NULLIF(concat_ws('/', {_ACCOUNT}), '//') AS account,
                  COALESCE(l.ended_at, l.expires_at) - COALESCE(l.issued_at, l.accessed_at) AS lived,
                  NULLIF(COALESCE(d.max_lease_ttl_seconds,
                    (SELECT max_lease_ttl_seconds FROM leases_policy WHERE id = 1)), 0) AS most
-          FROM {_FROM} WHERE {_ACCESSED} OR {_ISSUED}
+          FROM {FROM} WHERE {ACCESSED} OR {_ISSUED}
         ), ranked AS (
           SELECT *, row_number() OVER (PARTITION BY database ORDER BY issued DESC, lived DESC NULLS LAST, lease_id) AS place FROM life
         )
@@ -96,9 +96,9 @@ def accounts(*, from_at: datetime, to_at: datetime) -> tuple[list[AccountFigures
     """The MOST service accounts with the most accesses, and how many more there are."""
     rows = rows_of(
         f"""
-        SELECT {_ACCOUNT}, count(*), array_agg(DISTINCT {_DATABASE}), count(DISTINCT NULLIF(l.pod_uid, '')),
+        SELECT {_ACCOUNT}, count(*), array_agg(DISTINCT {DATABASE}), count(DISTINCT NULLIF(l.pod_uid, '')),
                max(l.accessed_at), count(*) OVER ()
-        FROM {_FROM} WHERE {_ACCESSED} GROUP BY {_ACCOUNT} ORDER BY 4 DESC, {_ACCOUNT} LIMIT {MOST}
+        FROM {FROM} WHERE {ACCESSED} GROUP BY {_ACCOUNT} ORDER BY 4 DESC, {_ACCOUNT} LIMIT {MOST}
         """,  # noqa: S608
         {"from": from_at, "to": to_at},
     )

@@ -18,6 +18,8 @@ ABOUT = {
     "findings.csv": "what Leasehold's rules say that a person should look at, open at some time in the period",
     "sessions.csv": "connections to databases under the users of these leases",
     "events.csv": "each request to a vault",
+    "workloads.csv": "accesses by service account and database",
+    "report.pdf": "the report for a person who reads and signs",
     "coverage.csv": "each hour of each audit stream: what became of its lines, and whether it is complete",
     "gaps.csv": "lines that are known to be missing, and those that came later",
     "manifest.json": "all of this with its checksums: what is signed",

@@ -20,8 +20,10 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from audit import ed25519, exports
-from audit.pack import chains, coverage, manifest, statements, texts, verifier
+from audit.pack import chains, coverage, gather, manifest, statements, texts, verifier
 from audit.pack.figures import figures
+from audit.pack.pdf.content import WORKLOADS, Content
+from audit.pack.pdf.render import Progress, render
 from audit.pack.values import File, Manifest, Sample
 from leases.errors import SourceError
 from leases.models import Action, ActionStep
@@ -136,15 +138,18 @@ def fill(
     with_events: bool,
     signer: ed25519.Signer | None,
     now: datetime,
+    progress: Progress | None = None,
 ) -> Manifest:
-    """Everything that a pack holds, the manifest last."""
+    """Everything that a pack holds, the manifest last. `progress`: of the PDF's making."""
     period = {"from_at": from_at, "to_at": to_at}
     told = statements.completeness(**period, with_events=with_events, now=now)
     for kind in [*(kind for kind in CSVS if kind in exports.KINDS), *([EVENTS] if with_events else [])]:
         header, read = exports.KINDS[kind]
         writing.csv(f"{kind}.csv", header, read(**period))
         if kind == "accesses":
-            sample = draw(writing, **period)
+            sample, picked = draw(writing, **period)
+    by_workload = gather.workloads(**period)
+    writing.csv("workloads.csv", WORKLOADS, by_workload)
     judged = {"from_at": from_at, "until": told.judged_until, "now": now}
     writing.csv("coverage.csv", coverage.HOURS, coverage.hour_rows(**judged))
     writing.csv("gaps.csv", coverage.GAPS, coverage.gap_rows(**judged))
@@ -168,6 +173,9 @@ def fill(
         public_key=signer.public.hex() if signer else "",
         fingerprint=ed25519.fingerprint(signer.public) if signer else "",
     )
+    shown = gather.content(made, sample=picked, by_workload=by_workload, now=now)
+    writing.pdf("report.pdf", shown, progress=progress)
+    made = msgspec.structs.replace(made, files=writing.files)
     writing.bytes("README.txt", texts.readme(made).encode())
     writing.bytes("VERIFY.txt", texts.VERIFY.encode())
     writing.bytes("verify.py", Path(verifier.__file__).read_bytes())
@@ -179,15 +187,15 @@ def fill(
     return made
 
 
-def draw(writing: "Writing", *, from_at: datetime, to_at: datetime) -> Sample:
-    """Draws the sample from accesses.csv as it lies in the zip, and adds it."""
+def draw(writing: "Writing", *, from_at: datetime, to_at: datetime) -> tuple[Sample, bytes]:
+    """Draws the sample from accesses.csv as it lies in the zip, and adds it; the second are its rows."""
     accesses = writing.files[-1]
     seed = verifier.seed_of(_json_time(from_at), _json_time(to_at), accesses.sha256)
     rows = verifier.draw(seed, accesses.rows or 0, SAMPLE_SIZE)
     contents = verifier.Contents(writing.pack, writing.pack.getinfo(accesses.name), most=accesses.bytes)
     picked = b"".join(verifier.picked(verifier.rows_of(iter(contents)), rows))
     writing.bytes("sample.csv", picked, rows=len(rows))
-    return Sample(SAMPLE_SIZE, seed, rows)
+    return Sample(SAMPLE_SIZE, seed, rows), picked
 
 
 def _json_time(at: datetime) -> str:
@@ -210,6 +218,13 @@ class Writing:
             with io.TextIOWrapper(io.BufferedWriter(counted, 256 * 1024), encoding="utf-8", newline="") as text:
                 count = exports.write_csv(header, rows, text)
         self.files.append(File(name, counted.hash.hexdigest(), counted.count, count))
+
+    def pdf(self, name: str, content: Content, *, progress: Progress | None) -> None:
+        with self.pack.open(self._info(name), "w", force_zip64=True) as member:
+            counted = Counted(member)
+            with io.BufferedWriter(counted, 256 * 1024) as buffered:
+                render(content, buffered, progress=progress)
+        self.files.append(File(name, counted.hash.hexdigest(), counted.count))
 
     def bytes(self, name: str, data: bytes, *, rows: int | None = None) -> None:
         self.pack.writestr(self._info(name), data)
