@@ -345,13 +345,13 @@ def test_no_token_and_no_password_reaches_the_database(configured: World) -> Non
 def test_accesses_are_exported_with_the_documented_header(configured: World) -> None:
     pod = configured.pod("invoicing")
     lease_id = issue(pod)
-    output = io.StringIO()
-    count = exports.write(
+    output = io.BytesIO()
+    written = exports.write(
         "accesses", output, from_at=datetime(2026, 1, 1, tzinfo=UTC), to_at=datetime(2100, 1, 1, tzinfo=UTC), form="csv"
     )
-    header, *rows = output.getvalue().splitlines()
+    header, *rows = output.getvalue().decode().splitlines()
     assert header.startswith("accessed_at,vault,vault_namespace,database,database_role,lease_id,database_user,cluster")
-    assert count == len(rows) == 1
+    assert written.rows == len(rows) == 1
     assert lease_id in rows[0]
     assert pod.uid in rows[0]
 

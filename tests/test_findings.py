@@ -563,9 +563,9 @@ def test_what_a_person_closed_stays_closed_until_it_is_worse_and_is_an_action() 
         watch.close(row, by="other", reason="me too", now=now)
     assert Action.objects.get() == action
     assert (action.kind, action.by, action.targets[0]["finding"]) == ("close finding", "operator", row.pk)
-    out = io.StringIO()
+    out = io.BytesIO()
     exports.write("actions", out, from_at=now, to_at=now + timedelta(seconds=1), form="csv")
-    assert "close finding,operator,from before the log was read,demo,,," in out.getvalue()
+    assert b"close finding,operator,from before the log was read,,demo,,," in out.getvalue()
     assert look(now + timedelta(minutes=1)) == {}
     row.refresh_from_db()
     assert row.last_seen_at == now + timedelta(minutes=1)
@@ -671,7 +671,7 @@ def test_findings_that_were_open_in_a_period_are_exported() -> None:
     look(now)
 
     def exported(begin: datetime, end: datetime) -> list[dict[str, Any]]:
-        out = io.StringIO()
+        out = io.BytesIO()
         exports.write("findings", out, from_at=begin, to_at=end, form="ndjson")
         return [json.loads(row) for row in out.getvalue().splitlines()]
 

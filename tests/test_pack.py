@@ -220,14 +220,16 @@ def test_the_zip_has_the_periods_time_and_nothing_of_this_machine(streams: list[
 def test_everything_is_read_as_of_one_moment(
     streams: list[Stream], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    header, read = exports.KINDS["accesses"]
+    write = exports.write
 
-    def interrupted(**period: Any) -> Any:
-        yield from read(**period)
+    def interrupted(kind: str, *given: Any, **more: Any) -> exports.Written:
+        written = write(kind, *given, **more)
         # another connection, whose change is there at once for everybody else
-        with_other_connection("UPDATE leases_lease SET pod = 'forged' WHERE pod <> ''")
+        if kind == "accesses":
+            with_other_connection("UPDATE leases_lease SET pod = 'forged' WHERE pod <> ''")
+        return written
 
-    monkeypatch.setitem(exports.KINDS, "accesses", (header, interrupted))
+    monkeypatch.setattr(exports, "write", interrupted)
     made = report(tmp_path / "out")
     assert Lease.objects.filter(pod="forged").count() == 20
     assert {row["pod"] for row in rows(made.path, "leases.csv")} == {
@@ -290,18 +292,19 @@ def test_the_making_is_an_action_that_keeps_the_packs_checksum(
     assert "Evidence pack of 2026-11-20T10:00:00Z to 2026-11-20T13:00:00Z" in receipt
     assert sha256 in receipt
     # and it stands in the export of actions, as others do
-    (row,) = exports.actions(from_at=action.at, to_at=action.at + HOUR)
+    out = io.BytesIO()
+    exports.write("actions", out, from_at=action.at, to_at=action.at + HOUR, form="ndjson")
+    row = json.loads(out.getvalue())
     assert (row["kind"], row["by"]) == ("report", "ann")
 
 
 def test_a_pack_that_cannot_be_made_leaves_no_file_and_says_that_it_failed(
     streams: list[Stream], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(**period: Any) -> Any:
+    def failing(*given: Any, **more: Any) -> exports.Written:
         raise OSError(28, "No space left on device")
-        yield
 
-    monkeypatch.setitem(exports.KINDS, "leases", (exports.LEASES, failing))
+    monkeypatch.setattr(exports, "write", failing)
     with pytest.raises(CommandError, match=r"cannot be written to .*No space left on device.*has room"):
         call_command("report", "--from", str(START), "--to", str(END), "--output", tmp_path)
     assert [(step.outcome, step.detail) for step in ActionStep.objects.all()] == [

@@ -33,7 +33,7 @@ from leases.version import VERSION
 KIND = "report"
 WRITTEN = "pack written"
 SAMPLE_SIZE = 25
-# in this order; those that this version can export
+# in this order
 CSVS = ("accesses", "leases", "actions", "findings", "sessions")
 EVENTS = "events"
 
@@ -143,9 +143,8 @@ def fill(
     """Everything that a pack holds, the manifest last. `progress`: of the PDF's making."""
     period = {"from_at": from_at, "to_at": to_at}
     told = statements.completeness(**period, with_events=with_events, now=now)
-    for kind in [*(kind for kind in CSVS if kind in exports.KINDS), *([EVENTS] if with_events else [])]:
-        header, read = exports.KINDS[kind]
-        writing.csv(f"{kind}.csv", header, read(**period))
+    for kind in [*CSVS, *([EVENTS] if with_events else [])]:
+        writing.export(kind, now=now, **period)
         if kind == "accesses":
             sample, picked = draw(writing, **period)
     by_workload = gather.workloads(**period)
@@ -210,6 +209,11 @@ class Writing:
         self.pack, self.files = pack, list[File]()
         # what a zip can say
         self.at = (min(max(at.year, 1980), 2107), at.month, at.day, at.hour, at.minute, at.second)
+
+    def export(self, kind: str, *, from_at: datetime, to_at: datetime, now: datetime) -> None:
+        with self.pack.open(self._info(f"{kind}.csv"), "w", force_zip64=True) as member:
+            told = exports.write(kind, member, from_at=from_at, to_at=to_at, now=now)
+        self.files.append(File(f"{kind}.csv", told.sha256, told.bytes, told.rows))
 
     def csv(self, name: str, header: list[str], rows: Iterable[exports.Row]) -> None:
         # how long it gets is not known: told so, a zip has room for the length of more than 4 GB

@@ -1,8 +1,9 @@
-"""`python -m tests.bench [--quick] [--only pipeline,copy,read,memory,streams,bytes,sessions,pages] [--profile]`, as `make bench` runs it.
+"""`python -m tests.bench [--quick] [--only pipeline,copy,read,memory,streams,bytes,sessions,exports,pages] [--profile]`, as `make bench` runs it.
 
 One line for each figure on stdout, what is being done on stderr. Ends with 0 whatever the figures are, with 1 where a
 measurement is void. BENCH_LINES sets the log's length (1,000,000). Memory is measured on it and on a fifth of it, with
-BENCH_MEMORY=1 on it and on five times as much (10 GB of disk). `sessions` opens 2,000 of them on a server of its own. `pages` (some ten minutes, 10 GB of disk) measures every
+BENCH_MEMORY=1 on it and on five times as much (10 GB of disk). `sessions` opens 2,000 of them on a server of its own. `exports` takes out a million
+accesses (BENCH_ACCESSES). `pages` (some ten minutes, 10 GB of disk) measures every
 page's reads with 200,000 leases (BENCH_LEASES) and 1, then 10 million events (BENCH_EVENTS=1000000,10000000).
 """
 
@@ -17,7 +18,7 @@ from tests.bench import database
 from tests.bench.figures import Void, progress
 from tests.bench.log import Log, write
 
-PARTS = ("pipeline", "copy", "bytes", "read", "streams", "memory", "sessions", "pages")
+PARTS = ("pipeline", "copy", "bytes", "read", "streams", "memory", "sessions", "exports", "pages")
 
 
 def main() -> None:
@@ -45,6 +46,7 @@ def options_of(arguments: list[str]) -> argparse.Namespace:
     events = "100000,1000000" if options.quick else "1000000,10000000"
     options.events = [int(text) for text in os.environ.get("BENCH_EVENTS", events).split(",")]
     options.leases = int(os.environ.get("BENCH_LEASES", "20000" if options.quick else "200000"))
+    options.accesses = int(os.environ.get("BENCH_ACCESSES", "100000" if options.quick else "1000000"))
     return options
 
 
@@ -80,6 +82,8 @@ def measure(options: argparse.Namespace) -> None:
         rounds.flat_memory(postgres, logs, lines=options.lines, keep=keep)
     if "sessions" in options.only:
         rounds.sessions(postgres, keep=keep)
+    if "exports" in options.only:
+        rounds.exports(postgres, leases=options.accesses, keep=keep, folder=services._FOLDER)
     if "pages" in options.only:
         rounds.pages(postgres, leases=options.leases, events=options.events, keep=keep)
 

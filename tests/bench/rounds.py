@@ -3,9 +3,10 @@
 import os
 import statistics
 from collections.abc import Callable
+from pathlib import Path
 
 from demo.postgres import Postgres
-from tests.bench import database, memory, page_reads, product, reads, scale, stored
+from tests.bench import database, memory, page_reads, product, reads, scale, stored, taken_out
 from tests.bench import sessions as many_sessions
 from tests.bench.bulk_create import bulk_create
 from tests.bench.decode import decode_alone
@@ -161,3 +162,12 @@ def sessions(postgres: Postgres, *, keep: list[str]) -> None:
     """One sample of many real sessions, on a server of their own."""
     database.empty(postgres, keep=keep)
     show(many_sessions.measure())
+
+
+def exports(postgres: Postgres, *, leases: int, keep: list[str], folder: Path) -> None:
+    """Accesses of a month, taken out by the command."""
+    database.empty(postgres, keep=keep)
+    ground = scale.lay(leases=leases)
+    progress("VACUUM ANALYZE, as autovacuum would")
+    database.vacuum(postgres)
+    show(taken_out.figures(ground, folder))

@@ -3,9 +3,7 @@
 Exit code 2: it was made, but nobody has signed it.
 """
 
-import getpass
 import json
-import os
 import sys
 from argparse import ArgumentParser
 from datetime import UTC, datetime
@@ -15,6 +13,7 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandError
 from django.utils import timezone
 
+from audit.machine import user
 from audit.management.commands.export import moment
 from audit.pack.write import Made, make
 from leases.errors import SourceError
@@ -65,14 +64,6 @@ class Command(BaseCommand):
                 "run `manage.py configure`, and make the pack again."
             )
             sys.exit(UNSIGNED)
-
-
-def user() -> str:
-    """Of this machine; in a container its number may have no name."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return f"user {os.getuid()}"
 
 
 def as_json(made: Made) -> dict[str, Any]:
