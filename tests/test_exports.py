@@ -146,3 +146,14 @@ def test_it_goes_to_standard_output_without_a_file(capfdbinary: pytest.CaptureFi
     export()
     out = capfdbinary.readouterr().out
     assert lease.lease_id.encode() in out
+
+
+def test_chosen_rows_come_in_the_order_in_which_they_were_chosen() -> None:
+    leases = [factories.lease(age=age) for age in (60, 120, 180)]
+    now = timezone.now()
+    keys = [lease.pk for lease in (leases[2], leases[0])]
+    out = b"".join(exports.chosen("leases", keys, from_at=now - 30 * DAY, to_at=now + DAY, now=now)).decode()
+    found = [row["lease_id"] for row in csv.DictReader(io.StringIO(out, newline=""))]
+    assert found == [leases[2].lease_id, leases[0].lease_id]
+    none = b"".join(exports.chosen("leases", [], from_at=now - DAY, to_at=now + DAY, now=now)).decode()
+    assert none == ",".join(exports.header("leases")) + "\n"

@@ -4,7 +4,7 @@
 """
 
 from audit.exports.cells import FORMULAS, Row, cell, write_csv
-from audit.exports.copying import UnknownFilter, Written, filters, header, stream, write
+from audit.exports.copying import UnknownFilter, Written, chosen, filters, header, stream, write
 from audit.exports.rows import COULD_READ, REVIEW, access_review, could_read
 from audit.exports.statements import ACCESSES, LEASES, STATEMENTS
 
@@ -23,6 +23,7 @@ __all__ = [
     "Written",
     "access_review",
     "cell",
+    "chosen",
     "could_read",
     "filters",
     "header",

@@ -1,7 +1,7 @@
 """Exports straight from the database: it makes the rows' text and sends them as it reads them, so that memory does not grow with them."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import IO, Any, Literal
@@ -78,15 +78,32 @@ def stream(
     written: Written | None = None,
 ) -> Iterator[bytes]:
     """The same as chunks of whole rows, for who sends them on."""
-    statement, told = STATEMENTS[kind], written or Written()
+    statement = STATEMENTS[kind]
     conditions = _conditions(kind, statement, where or {})
     parameters = {**(where or {}), "from": from_at, "to": to_at, "now": now or timezone.now()}
-    query = f"{statement.beforehand} SELECT {_selected(statement, form)} {statement.source} {conditions} ORDER BY {statement.order}"
+    end = f"{conditions} ORDER BY {statement.order}"
+    yield from _copied(statement, end, parameters, form=form, ordered=statement.ordered, told=written or Written())
+
+
+def chosen(
+    kind: str, keys: Sequence[object], *, from_at: datetime, to_at: datetime, now: datetime, form: Form = "csv"
+) -> Iterator[bytes]:
+    """Rows of these primary keys (of events their request), in their order. They lie in [from, to)."""
+    statement = STATEMENTS[kind]
+    parameters = {"keys": list(keys), "from": from_at, "to": to_at, "now": now}
+    end = f"AND {statement.key} = ANY(%(keys)s) ORDER BY array_position(%(keys)s, {statement.key}), {statement.order}"
+    yield from _copied(statement, end, parameters, form=form, ordered=False, told=Written())
+
+
+def _copied(
+    statement: Statement, end: str, parameters: Mapping[str, object], *, form: Form, ordered: bool, told: Written
+) -> Iterator[bytes]:
+    query = f"{statement.beforehand} SELECT {_selected(statement, form)} {statement.source} {end}"
     head = (",".join(statement.header) + "\n").encode() if form == "csv" else b""
     # JSON has no control characters in it, so nothing is quoted or escaped a second time
     as_it_is = "(FORMAT csv)" if form == "csv" else "(FORMAT csv, QUOTE E'\\x01', DELIMITER E'\\x02')"
     with transaction.atomic(), connection.cursor() as cursor:
-        if statement.ordered:
+        if ordered:
             # other joins lose the order that the index gives, and then everything is sorted before the first row goes out
             cursor.execute("SET LOCAL enable_hashjoin = off; SET LOCAL enable_mergejoin = off")
         buffer = bytearray(head)
@@ -100,7 +117,7 @@ def stream(
                     buffer = bytearray()
         if buffer:
             yield _counted(buffer, told)
-        if statement.ordered:
+        if ordered:
             cursor.execute("SET LOCAL enable_hashjoin = on; SET LOCAL enable_mergejoin = on")
 
 

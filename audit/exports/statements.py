@@ -20,12 +20,13 @@ class Column:
 class Statement:
     """`source`: everything from FROM to the end of WHERE, with %(from)s, %(to)s and %(now)s. `filters`: name -> condition on %(name)s.
 
-    `ordered`: an index gives the rows in this order, so that they can be sent as they are read, however many there are.
+    `key`: what tells rows apart, for those that are chosen one by one. `ordered`: an index gives the rows in this order, so that they can be sent as they are read, however many there are.
     """
 
     columns: tuple[Column, ...]
     source: str
     order: str
+    key: str
     filters: dict[str, str] = field(default_factory=dict)
     beforehand: str = ""
     ordered: bool = True
@@ -133,6 +134,7 @@ STATEMENTS: dict[str, Statement] = {
         tuple(_OF_LEASE[name] for name in ACCESSES),
         f"{_LEASE} WHERE l.accessed_at >= %(from)s AND l.accessed_at < %(to)s AND l.request_id <> ''",
         "l.accessed_at, l.id",
+        "l.id",
         _LEASE_FILTERS,
         _COVERED,
     ),
@@ -141,6 +143,7 @@ STATEMENTS: dict[str, Statement] = {
         tuple(_OF_LEASE[name] for name in LEASES),
         f"{_LEASE} WHERE COALESCE(l.issued_at, l.first_seen_at) >= %(from)s AND COALESCE(l.issued_at, l.first_seen_at) < %(to)s",
         "COALESCE(l.issued_at, l.first_seen_at), l.id",
+        "l.id",
         _LEASE_FILTERS,
         _COVERED,
         ordered=False,
@@ -174,6 +177,7 @@ STATEMENTS: dict[str, Statement] = {
         WHERE s.started_at >= %(from)s AND s.started_at < %(to)s
         """,
         "s.started_at, s.id",
+        "s.id",
         {
             "database": _DATABASE.format("s.database_id"),
             "place": "s.place = %(place)s",
@@ -201,6 +205,7 @@ STATEMENTS: dict[str, Statement] = {
         WHERE e.at >= %(from)s AND e.at < %(to)s
         """,
         "e.at, e.request",
+        "e.request",
         {
             "vault": "v.name = %(vault)s",
             "path": "starts_with(w.path, %(path)s)",
@@ -238,6 +243,7 @@ STATEMENTS: dict[str, Statement] = {
         WHERE a.at >= %(from)s AND a.at < %(to)s
         """,  # noqa: S608
         "a.at, a.id, t.place",
+        "a.id",
         {"kind": "a.kind = %(kind)s", "by": "a.by = %(by)s"},
         ordered=False,
     ),
@@ -263,6 +269,7 @@ STATEMENTS: dict[str, Statement] = {
         WHERE f.first_seen_at < %(to)s AND (f.closed_at IS NULL OR f.closed_at >= %(from)s)
         """,
         "f.first_seen_at, f.id",
+        "f.id",
         {
             "vault": "f.vault = %(vault)s",
             "kind": "f.kind = %(kind)s",
