@@ -51,6 +51,16 @@ class Return:
         return f"{self.namespace}/{self.service_account}" if self.service_account else "nobody known"
 
     @property
+    def scope_value(self) -> str:
+        """As audit.targets writes a service account; empty where it has no name."""
+        named = self.cluster and self.service_account
+        return f"{self.cluster}/{self.namespace}/{self.service_account}" if named else ""
+
+    @property
+    def comes_back(self) -> bool:
+        return bool(self.running or self.tokens)
+
+    @property
     def expected(self) -> str:
         """What a person reads: whether it comes back, and how soon."""
         if not self.service_account:

@@ -48,7 +48,7 @@ NOT_LOOKED_AT = "Nobody looked at its sessions: look in the database whether one
 
 def lines(revocation: Revocation, steps: list[ActionStep], *, now: datetime) -> list[Line]:
     """The steps of one revocation with the last thing that is known of each."""
-    last = {step.name: step for step in steps}
+    last = {step.name: step for step in steps if not _of_an_earlier_attempt(step, revocation)}
     requested_at = revocation.requested_at
     found = [Line("Requested", "ok", f"by {revocation.action.by}", requested_at, 0.0)]
     for name, text in STEPS.items():
@@ -56,7 +56,7 @@ def lines(revocation: Revocation, steps: list[ActionStep], *, now: datetime) -> 
         if step:
             after = (step.at - requested_at).total_seconds()
             found.append(Line(text, step.outcome, step.detail, step.at, after))
-        elif revocation.open or (name == AUDIT_SEEN and _audit_line_awaited(revocation, now=now)):
+        elif revocation.open or (name == AUDIT_SEEN and audit_line_awaited(revocation, now=now)):
             found.append(Line(text, "waiting"))
         elif revocation.state in NOTHING_DONE:
             found.append(Line(text, "skipped"))
@@ -69,7 +69,15 @@ def lines(revocation: Revocation, steps: list[ActionStep], *, now: datetime) -> 
     return found
 
 
-def _audit_line_awaited(revocation: Revocation, *, now: datetime) -> bool:
+def _of_an_earlier_attempt(step: ActionStep, revocation: Revocation) -> bool:
+    """Of what was taken up again: a failure would have ended this attempt, and before Vault is told nothing can be proven."""
+    if not revocation.open:
+        return False
+    begun = revocation.state != RevocationState.REQUESTED or step.name == SESSIONS_SEEN
+    return step.outcome == "failed" or (step.outcome == "ok" and not begun)
+
+
+def audit_line_awaited(revocation: Revocation, *, now: datetime) -> bool:
     return revocation.state not in NOTHING_DONE and now - revocation.updated_at < AUDIT_PATIENCE
 
 

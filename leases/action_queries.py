@@ -7,12 +7,13 @@ import hashlib
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from django.db.models import Count, Exists, Max, OuterRef, Q, QuerySet
 
 from leases.models import Action, ActionStep, Containment, Job, Lease, Plan, Revocation, Session
-from leases.models.actions import JobState, RevocationState
+from leases.models.actions import OPEN_REVOCATION_STATES, JobState, RevocationState
 from leases.queries import PAGE, Cursor
 
 # so many holders, databases and sessions of a plan are listed; the counts beside them are of all
@@ -25,6 +26,10 @@ CHUNK = 500
 NOT_DONE = [RevocationState.FAILED, RevocationState.UNVERIFIED, RevocationState.STOPPED]
 # what a list of actions can be narrowed to beside a job's own states
 NOT_VERIFIED = "not verified"
+
+
+# a containment in these has nothing shut any more
+OVER = ["lifted", "refused"]
 
 
 # --- plans -------------------------------------------------------------------------------------------------------
@@ -176,7 +181,7 @@ def waiting_jobs(*, limit: int = PAGE) -> list[Job]:
 
 
 def action(pk: uuid.UUID) -> Action | None:
-    return Action.objects.select_related("job", "containment").filter(pk=pk).first()
+    return Action.objects.select_related("job", "containment", "undone_containment").filter(pk=pk).first()
 
 
 def own_steps(action: Action) -> list[ActionStep]:
@@ -241,6 +246,15 @@ def _with_steps(action: Action, rows: Sequence[Revocation]) -> list[Item]:
     return [Item(row, steps.get(row.lease.lease_id, [])) for row in rows]
 
 
+def may_change(action: Action, *, since: datetime) -> bool:
+    """Whether looking again can show something new: a job or a lease is under way, or Vault's audit line of one is awaited."""
+    job = job_of(action)
+    if job and job.open:
+        return True
+    awaited = Q(audit_request_id="", updated_at__gt=since) & ~Q(state__in=[RevocationState.FAILED, RevocationState.STOPPED])
+    return action.revocations.filter(Q(state__in=OPEN_REVOCATION_STATES) | awaited).exists()
+
+
 def action_version(action: Action) -> str:
     """A short hash that changes when anything on an action's page would: its job, one of its leases, a step."""
     moved = action.revocations.aggregate(n=Count("id"), at=Max("updated_at"))
@@ -263,7 +277,7 @@ def containments_page(*, open_only: bool, before: Cursor | None = None, size: in
     """One page of containments, last first."""
     rows = Containment.objects.select_related("action", "undo")
     if open_only:
-        rows = rows.exclude(state="lifted")
+        rows = rows.exclude(state__in=OVER)
     if before:
         rows = rows.filter(Q(at__lt=before.at) | Q(at=before.at, pk__lt=int(before.pk)))
     found = list(rows.order_by("-at", "-id")[: size + 1])
@@ -278,7 +292,7 @@ def containment(pk: int) -> Containment | None:
 def containment_of(*, cluster: str, namespace: str, service_account: str) -> Containment | None:
     """The one that a service account is under now."""
     rows = Containment.objects.filter(cluster=cluster, namespace=namespace, service_account=service_account)
-    return rows.exclude(state="lifted").select_related("action").first()
+    return rows.exclude(state__in=OVER).select_related("action").first()
 
 
 def containment_version(containment: Containment) -> str:
