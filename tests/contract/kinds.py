@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import LiteralString, Protocol, cast
+from typing import LiteralString, Protocol
 
 import psycopg
 import pymysql
@@ -116,7 +116,7 @@ class PostgreSQL:
         return Client(row[0], session.close, lambda: answers("SELECT 1"), lambda: answers("SELECT pg_sleep(30)"))
 
     def run(self, statements: str) -> None:
-        self._run(sql.SQL(cast(LiteralString, statements)).format())
+        self._run(sql.SQL(statements).format())
 
     def restart(self) -> None:
         self._server.restart()
