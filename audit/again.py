@@ -6,6 +6,7 @@ Pure reads, for all service accounts of a plan at once.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
 from django.db import connection
 
@@ -94,7 +95,7 @@ def returns(leases: Collection[int], *, now: datetime) -> tuple[list[Return], in
         )
         rows = cursor.fetchall()
         shown = rows[:MOST_ACCOUNTS]
-        accounts = {
+        accounts: dict[str, Any] = {
             "clusters": [row[0] for row in shown],
             "namespaces": [row[1] for row in shown],
             "names": [row[2] for row in shown],

@@ -217,7 +217,11 @@ class ActionFilterForm(forms.Form):
     )
     by = forms.CharField(max_length=150, required=False, label="Person")
     state = forms.ChoiceField(
-        choices=[("", "any"), *((state, state) for state in JobState.values), (NOT_VERIFIED, "with a lease not verified")],
+        choices=[
+            ("", "any"),
+            *((state, state) for state in JobState.values),
+            (NOT_VERIFIED, "with a lease not verified"),
+        ],
         required=False,
     )
 

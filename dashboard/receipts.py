@@ -92,7 +92,9 @@ NO_WORKER = (
 )
 
 
-def next_move(revocation: Revocation, *, now: datetime, job: Job | None = None, steps: Iterable[ActionStep] = ()) -> str:
+def next_move(
+    revocation: Revocation, *, now: datetime, job: Job | None = None, steps: Iterable[ActionStep] = ()
+) -> str:
     """What the person should do now; empty where nothing is needed."""
     state, outcomes = revocation.state, {step.name: step.outcome for step in steps}
     if state == RevocationState.REQUESTED:
@@ -183,7 +185,9 @@ def headline(states: Mapping[str, int], job: Job | None, *, kind: str) -> str:
         return "Refused: nothing was done"
     if not total:
         return kind.capitalize()
-    if any(states.get(state) for state in (RevocationState.REQUESTED, RevocationState.REVOKING, RevocationState.VERIFYING)):
+    if any(
+        states.get(state) for state in (RevocationState.REQUESTED, RevocationState.REVOKING, RevocationState.VERIFYING)
+    ):
         return "Dropping by force" if kind == "force revoke" else "Revoking"
     if done == total:
         return "Revoked and verified"
@@ -203,7 +207,9 @@ def stamp(at: datetime | None) -> str:
     return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z") if at else ""
 
 
-def text_head(action: Action, *, what: str, link: str, states: Mapping[str, int], job: Job | None, now: datetime) -> Iterator[str]:
+def text_head(
+    action: Action, *, what: str, link: str, states: Mapping[str, int], job: Job | None, now: datetime
+) -> Iterator[str]:
     """The beginning of a receipt as text, a line at a time."""
     facts = {
         "Action": str(action.pk),

@@ -12,24 +12,22 @@ from typing import Any
 
 from django.db.models import Count, Exists, Max, OuterRef, Q, QuerySet
 
-from leases.models import Action, ActionStep, Containment, Job, Lease, Plan, Revocation, Session
-from leases.models.actions import OPEN_REVOCATION_STATES, JobState, RevocationState
+from leases.models import Action, ActionStep, Containment, Job, Lease, LeaseState, Plan, Revocation, Session
+from leases.models.actions import OPEN_CONTAINMENT_STATES, OPEN_REVOCATION_STATES, JobState, RevocationState
 from leases.queries import PAGE, Cursor
 
 # so many holders, databases and sessions of a plan are listed; the counts beside them are of all
 MOST_LISTED = 20
 # counting sessions goes no further: a page says "10,000 or more"
 MOST_COUNTED = 10_000
+# so many leases that Vault would not end are forced at once
+MOST_FORCED = 1_000
 # steps of so many leases are read at once for a receipt's text
 CHUNK = 500
 
 NOT_DONE = [RevocationState.FAILED, RevocationState.UNVERIFIED, RevocationState.STOPPED]
 # what a list of actions can be narrowed to beside a job's own states
 NOT_VERIFIED = "not verified"
-
-
-# a containment in these has nothing shut any more
-OVER = ["lifted", "refused"]
 
 
 # --- plans -------------------------------------------------------------------------------------------------------
@@ -228,10 +226,10 @@ def items(action: Action) -> Iterator[Item]:
         after = page.after
 
 
-def irrevocable_items(action: Action) -> list[int]:
-    """Leases of an action that Vault gave up on: what can be dropped by force."""
-    rows = action.revocations.filter(state=RevocationState.FAILED, lease__state="irrevocable")
-    return list(rows.order_by("id").values_list("lease", flat=True))
+def forcible(action: Action) -> list[int]:
+    """Leases of an action that Vault would not end: what can be dropped by force. At most as many as can be selected."""
+    failed = action.revocations.filter(state=RevocationState.FAILED).exclude(lease__state=LeaseState.ENDED)
+    return [row.lease_id for row in failed.only("lease_id").order_by("id")[:MOST_FORCED]]
 
 
 def _revocations(action: Action) -> QuerySet[Revocation]:
@@ -251,7 +249,9 @@ def may_change(action: Action, *, since: datetime) -> bool:
     job = job_of(action)
     if job and job.open:
         return True
-    awaited = Q(audit_request_id="", updated_at__gt=since) & ~Q(state__in=[RevocationState.FAILED, RevocationState.STOPPED])
+    awaited = Q(audit_request_id="", updated_at__gt=since) & ~Q(
+        state__in=[RevocationState.FAILED, RevocationState.STOPPED]
+    )
     return action.revocations.filter(Q(state__in=OPEN_REVOCATION_STATES) | awaited).exists()
 
 
@@ -277,7 +277,7 @@ def containments_page(*, open_only: bool, before: Cursor | None = None, size: in
     """One page of containments, last first."""
     rows = Containment.objects.select_related("action", "undo")
     if open_only:
-        rows = rows.exclude(state__in=OVER)
+        rows = rows.filter(state__in=OPEN_CONTAINMENT_STATES)
     if before:
         rows = rows.filter(Q(at__lt=before.at) | Q(at=before.at, pk__lt=int(before.pk)))
     found = list(rows.order_by("-at", "-id")[: size + 1])
@@ -292,12 +292,17 @@ def containment(pk: int) -> Containment | None:
 def containment_of(*, cluster: str, namespace: str, service_account: str) -> Containment | None:
     """The one that a service account is under now."""
     rows = Containment.objects.filter(cluster=cluster, namespace=namespace, service_account=service_account)
-    return rows.exclude(state__in=OVER).select_related("action").first()
+    return rows.filter(state__in=OPEN_CONTAINMENT_STATES).select_related("action").first()
 
 
 def containment_version(containment: Containment) -> str:
     """Changes when anything of its own page would, apart from attempts to come back."""
-    fields: list[Any] = [containment.state, containment.updated_at, containment.undo_id, action_version(containment.action)]
+    fields: list[Any] = [
+        containment.state,
+        containment.updated_at,
+        containment.undo_id,
+        action_version(containment.action),
+    ]
     if containment.undo:
         fields.append(action_version(containment.undo))
     fields += containment.entities.order_by("id").values_list("id", "disabled_at", "restored_at")

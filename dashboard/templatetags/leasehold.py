@@ -13,7 +13,7 @@ from django.utils.safestring import SafeString
 from audit.hours import Hour, State
 from audit.models import Finding, Notice, Severity
 from dashboard.receipts import Line
-from leases.models import Lease, Session
+from leases.models import Action, ActionStep, Lease, Session
 from leases.queries import database_key
 from leases.review import length
 
@@ -62,6 +62,7 @@ CONTAINMENTS = {
     "failed": ("alarm", "bad", "not wholly contained"),
     "lifting": ("busy", "warn", "lifting"),
     "lifted": ("ended", "plain", "lifted"),
+    "refused": ("cross", "plain", "refused"),
 }
 OUTCOMES = {
     "ok": ("check", "good", "done"),
@@ -141,6 +142,17 @@ def job_state(value: str) -> SafeString:
 @register.simple_tag
 def containment_state(value: str) -> SafeString:
     return _badge(*CONTAINMENTS.get(value, (*UNKNOWN, value)))
+
+
+@register.simple_tag
+def after(step: ActionStep, action: Action) -> SafeString:
+    """How long after the action began a step was decided."""
+    return format_html(
+        '<time class="after" datetime="{}" title="{} UTC">+{} s</time>',
+        _iso(step.at),
+        f"{step.at.astimezone(UTC):%H:%M:%S.%f}",
+        f"{(step.at - action.at).total_seconds():.2f}",
+    )
 
 
 @register.simple_tag

@@ -6,7 +6,7 @@ from datetime import datetime
 
 from django.contrib import messages
 from django.core.exceptions import BadRequest
-from django.http import Http404, HttpResponse, StreamingHttpResponse
+from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils import timezone
@@ -98,17 +98,17 @@ def item(request: PageRequest, pk: uuid.UUID, item: int) -> HttpResponse:
         "job": job,
         "item": _item(found, job, now=now),
         "open": row.open or receipts.audit_line_awaited(row, now=now),
-        "may_force": may_revoke(groups(request)) and row.state == RevocationState.FAILED,
+        "may_force": may_revoke(groups(request)) and row.lease_id in queries.forcible(action),
     }
     return render(request, "actions/_item.html" if request.htmx else "actions/item.html", context)
 
 
 @needs(may_read)
-def as_text(request: PageRequest, pk: uuid.UUID) -> StreamingHttpResponse:
+def as_text(request: PageRequest, pk: uuid.UUID) -> HttpResponse:
     """The whole receipt, to be pasted into a ticket."""
     action = _action_or_404(pk)
     address = request.build_absolute_uri(reverse("actions-receipt", args=[pk]))
-    return StreamingHttpResponse(_lines(action, address), content_type="text/plain; charset=utf-8")
+    return HttpResponse(_lines(action, address), content_type="text/plain; charset=utf-8")
 
 
 def _lines(action: Action, address: str) -> Iterator[str]:
@@ -146,7 +146,7 @@ def approve(request: PageRequest, pk: uuid.UUID) -> HttpResponse:
 def refuse(request: PageRequest, pk: uuid.UUID) -> HttpResponse:
     form = RefuseForm(request.POST)
     if request.method == "POST" and not form.is_valid():
-        messages.warning(request, form.errors["reason"][0])
+        messages.warning(request, str(form.errors["reason"][0]))
         return redirect("actions-receipt", pk=pk)
     return _press(
         request,
@@ -178,16 +178,20 @@ def _about(request: PageRequest, action: Action, *, states: dict[str, int], job:
         "what": describe(action.scope),
         "headline": receipts.headline(states, job, kind=action.kind),
         "shares": receipts.shares(states) if total > 1 else [],
-        "progress": jobs.progress(action) if job and total > 1 else None,
+        "progress": jobs.progress(action) if job and job.open and total > 1 else None,
         "decided": total - sum(states.get(state, 0) for state in RUNNING),
-        "irrevocable": queries.irrevocable_items(action) if states.get(RevocationState.FAILED) else [],
+        "forcible": queries.forcible(action) if may_act and states.get(RevocationState.FAILED) else [],
         "may_decide": may_act and action.by != request.user.get_username(),
         "may_stop": may_act and job and job.state == JobState.RUNNING and states.get(RevocationState.REQUESTED),
-        "may_retry": may_act and job and not job.open and any(states.get(state) for state in queries.NOT_DONE),
+        "may_retry": may_act
+        and job
+        and job.state not in WITHOUT_ITEMS
+        and any(states.get(state) for state in queries.NOT_DONE),
         "permalink": request.build_absolute_uri(reverse("actions-receipt", args=[action.pk])),
     }
 
 
+WITHOUT_ITEMS = (JobState.WAITING, JobState.REFUSED)
 RUNNING = (RevocationState.REQUESTED, RevocationState.REVOKING, RevocationState.VERIFYING)
 
 

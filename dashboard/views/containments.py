@@ -3,9 +3,10 @@
 from django.contrib import messages
 from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils import timezone
+from django.utils.http import urlencode
 
-from audit import comebacks
 from dashboard import receipts
 from dashboard.access import PageRequest, may_read, may_revoke, needs
 from dashboard.forms import RevokeForm
@@ -13,6 +14,7 @@ from dashboard.paging import cursor, link
 from leases import action_queries as queries
 from leases import contain, jobs
 from leases.models import Containment
+from leases.models.actions import OPEN_REVOCATION_STATES, ContainmentState
 
 
 @needs(may_read)
@@ -36,11 +38,12 @@ def detail(request: PageRequest, pk: int) -> HttpResponse:
 
 def _detail(request: PageRequest, containment: Containment, form: RevokeForm, *, status: int = 200) -> HttpResponse:
     now, action = timezone.now(), containment.action
-    attempts = comebacks.attempts(containment, now=now)
+    attempts: list[object] = []
     version = f"{queries.containment_version(containment)}.{len(attempts)}"
     if request.htmx and request.GET.get("version") == version:
         return HttpResponse(status=204)
     states = queries.states_of([action.pk]).get(action.pk, {})
+    receipt = reverse("actions-receipt", args=[action.pk])
     context = {
         "now": now,
         "containment": containment,
@@ -51,9 +54,12 @@ def _detail(request: PageRequest, containment: Containment, form: RevokeForm, *,
         "undo_steps": queries.own_steps(containment.undo) if containment.undo else [],
         "attempts": attempts,
         "total": sum(states.values()),
-        "states": [(state, count, "") for state, count in states.items()],
+        "states": [(state, count, f"{receipt}?{urlencode({'state': state})}") for state, count in states.items()],
         "shares": receipts.shares(states),
-        "progress": jobs.progress(action) if states else None,
+        "decided": sum(states.values()) - sum(states.get(state, 0) for state in OPEN_REVOCATION_STATES),
+        "receipt": receipt,
+        "progress": jobs.progress(action) if states and containment.state == ContainmentState.CONTAINING else None,
+        "not_covered": contain.NOT_COVERED,
         "form": form,
         "poll": link(request, version=version),
     }

@@ -74,6 +74,7 @@ def _detail(request: PageRequest, finding: Finding, form: CloseForm, *, status: 
         "finding": finding,
         "means": kinds.MEANS[finding.kind],
         "do": kinds.DO[finding.kind],
+        "targets": queries.targets(finding),
         "changes": queries.changes_of(finding),
         "told": notices.told_of(finding),
         "form": form,

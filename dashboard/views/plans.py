@@ -55,7 +55,7 @@ def detail(request: PageRequest, pk: uuid.UUID) -> HttpResponse:
     wide = policy.confirm_above and len(plan.leases) > policy.confirm_above
     form = RevokeForm(request.POST or None, leases=len(plan.leases) if wide else None)
     if request.method == "POST" and form.is_valid():
-        return _confirm(request, plan, form, now=now)
+        return confirm(request, plan, form, now=now)
     contained = contain.preview(plan) if plan.kind == ActionKind.CONTAIN else None
     if request.htmx and contained:
         # only what a worker has found: the rest of the page is being read, and a reason may be half written
@@ -124,12 +124,11 @@ def _plan(kind: str, scope: Scope, *, by: str) -> Plan:
     return plans.plan(kind=ActionKind(kind), scope=scope.as_json(), leases=leases, by=by, now=now)
 
 
-def _confirm(request: PageRequest, plan: Plan, form: RevokeForm, *, now: datetime) -> HttpResponse:
+def confirm(request: PageRequest, plan: Plan, form: RevokeForm, *, now: datetime) -> HttpResponse:
+    """Makes an action of it and leads there, or to that of whoever was first."""
     verb = contain.confirm if plan.kind == ActionKind.CONTAIN else verbs.confirm
     try:
-        action: Action = verb(
-            plan, by=request.user.get_username(), reason=form.why, ticket=form.ticket_number, now=now
-        )
+        action: Action = verb(plan, by=request.user.get_username(), reason=form.why, ticket=form.ticket_number, now=now)
     except (verbs.AlreadyRequested, plans.PlanUsed) as other:
         messages.warning(request, f"{other.action.by} was first: this is what they do about the same.")
         return redirect("actions-receipt", pk=other.action.pk)

@@ -243,3 +243,20 @@ class Lease(models.Model):
         if self.service_account:
             return f"{self.service_account_namespace}/{self.service_account}"
         return ""
+
+    @property
+    def account_scope(self) -> str:
+        """Its service account as audit.targets writes it; empty where none is known."""
+        if not (self.cluster and self.service_account):
+            return ""
+        return f"{self.cluster}/{self.service_account_namespace}/{self.service_account}"
+
+    @property
+    def pod_scope(self) -> str:
+        """Its pod, likewise."""
+        return f"{self.cluster}/{self.pod_uid}" if self.cluster and self.pod_uid else ""
+
+    @property
+    def role_scope(self) -> str:
+        """Its role, likewise. Needs its vault."""
+        return f"{self.vault.name}/{self.mount}/{self.role}" if self.mount and self.role else ""
