@@ -373,6 +373,10 @@ def _verify(revocation: Revocation) -> None:
         Outcome.UNVERIFIED: RevocationState.UNVERIFIED,
         Outcome.FAILED: RevocationState.FAILED,
     }
+    if is_forced(revocation) and outcome == Outcome.FAILED:
+        # what was asked for is done, and what it left behind is to be looked at again once somebody has dropped it
+        states[Outcome.FAILED] = RevocationState.UNVERIFIED
+        detail += f" {FORCE_CONSEQUENCES[0]}"
     with transaction.atomic():
         note(revocation, USER_GONE, outcome, detail, now=now)
         move(revocation, states[outcome], now=now)
