@@ -37,6 +37,8 @@ CONNECT_TIMEOUT_SECONDS = 3
 STATEMENT_TIMEOUT_SECONDS = 5
 # between two looks whether sessions are gone; an idle one takes about a millisecond
 LOOK_SECONDS = 0.02
+# so many statements are written one by one for a person
+WRITTEN_OUT = 10
 PORT = 3306
 _SUPPORTED = "MariaDB 10.5, MySQL 8.0 and newer can be sampled."
 # TLS: with a certificate authority the server must prove who it is, and nothing is sent in plain
@@ -174,7 +176,13 @@ def terminate(dsn: str, backends: Sequence[Backend], *, seconds: float) -> Termi
 
 
 def by_hand(found: Backends) -> str:
-    """One statement for each."""
+    """One statement for each, or where they are many one that prints them."""
+    if len(found.backends) > WRITTEN_OUT:
+        user = found.user.replace("\\", "\\\\").replace("'", "''")
+        return (
+            "SELECT CONCAT('KILL CONNECTION ', ID, ';') FROM information_schema.PROCESSLIST "  # noqa: S608 -- for a person
+            f"WHERE USER = '{user}'; -- prints what ends them"
+        )
     return " ".join(f"KILL CONNECTION {backend.pid};" for backend in found.backends)
 
 

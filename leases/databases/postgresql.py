@@ -120,8 +120,10 @@ def backends(dsn: str, user: str, *, user_oid: int | None = None) -> Backends:
     with _session(dsn) as session:
         server = _server_of(session, dsn)
         rows = session.execute(_BACKENDS, {"user": user, "oid": user_oid}).fetchall()
-    oid, found = rows[0][0], [row[1:] for row in rows if row[1] is not None]
-    if oid is None:
+        oid, found = rows[0][0], [row[1:] for row in rows if row[1] is not None]
+        # where no dropped role has left any, this one has not either
+        orphans = session.execute(_ORPHANS).fetchone() if oid is None else None
+    if orphans and orphans[0]:
         raise UserForgotten(
             f"{_where(dsn)} has no role {user} any more, and the number that it had is not known, so nobody can say which sessions it left",
             "See which sessions there are of roles that are gone: SELECT pid, backend_start, usesysid, client_addr FROM pg_stat_activity "
@@ -264,6 +266,10 @@ _BACKENDS: LiteralString = """
            coalesce(a.datname, ''), host(a.client_addr), a.client_port, coalesce(a.application_name, '')
     FROM role LEFT JOIN pg_stat_activity a ON a.usesysid = role.oid AND a.leader_pid IS NULL
     ORDER BY a.backend_start, a.pid
+"""
+_ORPHANS: LiteralString = """
+    SELECT count(*) FROM pg_stat_activity a
+    WHERE a.usesysid IS NOT NULL AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = a.usesysid)
 """
 _THESE: LiteralString = """
     FROM pg_stat_activity a JOIN unnest(%s::integer[], %s::timestamptz[]) AS seen (pid, backend_start)
