@@ -12,6 +12,40 @@ path "sys/leases/lookup" {
   capabilities = ["update"]
 }
 
+# -- Containing a service account (docs/containing.md). Leave these rules out where that is not wanted: revoking works without them.
+
+# Under which name an auth mount knows a service account.
+path "sys/auth" {
+  capabilities = ["read"]
+}
+path "identity/lookup/entity" {
+  capabilities = ["update"]
+}
+
+# Disabling an identity and enabling it again. Nothing else of it can be changed: whoever could write its policies could give
+# himself any right.
+path "identity/entity/id/+" {
+  capabilities       = ["read", "update"]
+  allowed_parameters = {
+    "disabled" = []
+  }
+}
+
+# Finding its tokens and revoking them. No list says whose a token is, so each accessor is looked up; Vault demands sudo for
+# the list. An accessor cannot be used to log in.
+path "auth/token/accessors" {
+  capabilities = ["list", "sudo"]
+}
+path "auth/token/lookup-accessor" {
+  capabilities = ["update"]
+}
+path "auth/token/revoke-accessor" {
+  capabilities = ["update"]
+}
+
+# Where auth mounts of child namespaces are tied to a cluster, the same six rules below each of them, as in
+# path "+/identity/entity/id/+" { … }
+
 # The account's own token: how long it lives, living longer, and what `manage.py doctor` says that it may do. The
 # `default` policy grants the same; named here so that the account works without it.
 path "auth/token/lookup-self" {

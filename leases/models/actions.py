@@ -31,6 +31,9 @@ class Plan(models.Model):
     at = models.DateTimeField()
     # past that the world is another one: plan again
     expires_at = models.DateTimeField()
+    # of a containment: the identities that a worker found in the vaults (leases.identities.Found), and when
+    found = models.JSONField(null=True)
+    found_at = models.DateTimeField(null=True)
     # the action that it became; a plan is confirmed once
     action = models.OneToOneField("Action", models.PROTECT, null=True, related_name="plan")
 
@@ -210,16 +213,39 @@ class ContainmentState(models.TextChoices):
     FAILED = "failed"
     LIFTING = "lifting"
     LIFTED = "lifted"
+    # it needed another responder's word, who said no: nothing was done
+    REFUSED = "refused"
 
+
+OPEN_CONTAINMENT_STATES = [
+    ContainmentState.CONTAINING,
+    ContainmentState.CONTAINED,
+    ContainmentState.FAILED,
+    ContainmentState.LIFTING,
+]
 
 CONTAINMENT_TRANSITIONS: dict[str, tuple[str, ...]] = {
-    ContainmentState.CONTAINING: (ContainmentState.CONTAINED, ContainmentState.FAILED),
+    ContainmentState.CONTAINING: (
+        ContainmentState.CONTAINED,
+        ContainmentState.FAILED,
+        ContainmentState.REFUSED,
+    ),
     # what failed halfway can be tried again, and what it did can be taken back
     ContainmentState.FAILED: (ContainmentState.CONTAINING, ContainmentState.LIFTING),
     ContainmentState.CONTAINED: (ContainmentState.CONTAINING, ContainmentState.LIFTING),
     ContainmentState.LIFTING: (ContainmentState.LIFTED, ContainmentState.CONTAINED),
     ContainmentState.LIFTED: (),
+    ContainmentState.REFUSED: (),
 }
+
+
+class ContainmentStage(models.TextChoices):
+    """Which part of containing its worker is at, in this order; leases that turn up later bring it back to them."""
+
+    IDENTITIES = "identities"
+    LEASES = "leases"
+    TOKENS = "tokens"
+    CHECK = "check"
 
 
 class Containment(models.Model):
@@ -230,6 +256,15 @@ class Containment(models.Model):
     namespace = models.TextField()
     service_account = models.TextField()
     state = models.TextField(choices=ContainmentState, default=ContainmentState.CONTAINING)
+    stage = models.TextField(
+        choices=ContainmentStage, default=ContainmentStage.IDENTITIES, db_default=ContainmentStage.IDENTITIES
+    )
+    # when a worker began with it, or with it again
+    begun_at = models.DateTimeField(null=True)
+    # how far the search for its tokens has come: {"VAULT/NAMESPACE": leases.contain.Searched}
+    tokens = models.JSONField(default=dict, db_default=Value({}, JSONField()))
+    # every identity was seen disabled; what happens from then on is an attempt to come back
+    disabled_at = models.DateTimeField(null=True)
     at = models.DateTimeField()
     undo = models.OneToOneField(Action, models.PROTECT, null=True, related_name="undone_containment")
     lifted_at = models.DateTimeField(null=True)
@@ -240,7 +275,7 @@ class Containment(models.Model):
         constraints = [
             models.UniqueConstraint(
                 fields=["cluster", "namespace", "service_account"],
-                condition=~Q(state=ContainmentState.LIFTED),
+                condition=Q(state__in=OPEN_CONTAINMENT_STATES),
                 name="one_containment_of_a_service_account",
             ),
             models.CheckConstraint(
@@ -248,13 +283,21 @@ class Containment(models.Model):
                 name="what_is_lifted_was_undone_by_somebody",
             ),
         ]
+        indexes = [
+            # contain.stuck()
+            models.Index(
+                fields=["claimed_until"],
+                name="containment_under_way",
+                condition=Q(state__in=[ContainmentState.CONTAINING, ContainmentState.LIFTING]),
+            )
+        ]
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.service_account}: {self.state}"
 
     @property
     def open(self) -> bool:
-        return self.state != ContainmentState.LIFTED
+        return self.state in OPEN_CONTAINMENT_STATES
 
 
 class ContainedEntity(models.Model):

@@ -79,6 +79,12 @@ class Login(models.Model):
             models.Index(fields=["parent"], name="login_by_parent", condition=~Q(parent=None)),
             # findings.session_facts: logins of the last hours
             models.Index(fields=["logged_in_at"], name="login_newest", condition=~Q(auth_mount=None)),
+            # identities.shared_with(): who else logs in as this entity
+            models.Index(
+                fields=["entity_id", "service_account_namespace", "service_account"],
+                name="login_of_entity",
+                condition=~Q(entity_id=""),
+            ),
             # lookups.ask_of_ended_tokens()
             models.Index(fields=["vault", "expires_at"], name="login_expiry", condition=~Q(expires_at=None)),
         ]
