@@ -40,5 +40,5 @@ app.conf.beat_schedule = {
     # as above
     "sign-heads": _every("audit.tasks.sign_heads", 60.0),
     "reconcile-leases": _every("leases.tasks.reconcile_leases", 5.0),
-    "resume-stuck-revocations": _every("leases.tasks.resume_stuck_revocations", 5.0),
+    "resume-stuck-revocations": _every("leases.tasks.resume_stuck_revocations", 2.0),
 }

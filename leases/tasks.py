@@ -6,7 +6,7 @@ import time
 from celery import shared_task
 from django.utils import timezone
 
-from leases import checks, health, lists, lookups, meter, revoke, sessions, watch
+from leases import checks, health, jobs, lists, lookups, meter, revoke, sessions, watch
 from leases.databases import SessionsHidden
 from leases.errors import Doubt
 from leases.models import Cluster, Database, Vault
@@ -133,6 +133,15 @@ def reconcile_leases() -> None:
 
 
 @shared_task
+def work_on_job(job_id: int) -> None:
+    """One short turn; the next one is queued behind whatever was asked meanwhile."""
+    goes_on = jobs.work_on(job_id)
+    meter.flush(now=timezone.now())
+    if goes_on:
+        work_on_job.delay(job_id)
+
+
+@shared_task
 def carry_out_revocation(revocation_id: int) -> None:
     revoke.carry_out(revocation_id)
     meter.flush(now=timezone.now())
@@ -141,5 +150,8 @@ def carry_out_revocation(revocation_id: int) -> None:
 @shared_task
 def resume_stuck_revocations() -> None:
     """What a lost worker or broker left half done goes on."""
-    for revocation_id in revoke.stuck(now=timezone.now()):
+    now = timezone.now()
+    for revocation_id in revoke.stuck(now=now):
         carry_out_revocation.delay(revocation_id)
+    for job_id in jobs.stuck(now=now):
+        work_on_job.delay(job_id)

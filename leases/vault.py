@@ -519,6 +519,23 @@ class VaultClient:
             )
         return self._envelope(answer, path).request_id or None
 
+    def force_revoke_lease(self, lease_id: str) -> None:
+        """Make Vault forget one lease, though its database user cannot be dropped. `lease_id` must be the whole id.
+
+        Vault takes a prefix here; one that is a lease's whole id ends that lease alone. Errors of the database are ignored.
+        https://developer.hashicorp.com/vault/api-docs/system/leases#revoke-force
+        """
+        path = _path("sys/leases/revoke-force", lease_id)
+        answer = self._answer(
+            "put",
+            path,
+            needs=["update", "sudo"],
+            rule=f"sys/leases/revoke-force/{lease_id.strip('/').partition('/')[0]}/*",
+            json={},
+            timeout=max(REVOKE_TIMEOUT_SECONDS, self._timeout_seconds),
+        )
+        self._envelope(answer, path)
+
     # -- audit devices
 
     def audit_hash(self, device: str, value: str) -> str:

@@ -369,9 +369,15 @@ def test_an_end_whose_reason_was_a_guess_is_explained_by_the_line_that_comes_lat
     assert "auth/token/revoke-self" in lease.end_evidence
 
 
-def test_a_lease_that_is_being_revoked_says_so(configured: World) -> None:
+def test_a_lease_is_being_revoked_from_when_its_turn_comes(configured: World) -> None:
     lease = Lease.objects.get(lease_id=issue(configured.pod("storefront")))
-    revoke.request(leases=[lease], by="ada", reason="drill", now=timezone.now())
+    action = revoke.request(leases=[lease], by="ada", reason="drill", now=timezone.now())
+    lease.refresh_from_db()
+    # it works as before until Vault is told
+    assert lease.state == LeaseState.LIVE
+    revocation = revoke.claim(action.revocations.get().pk, now=timezone.now())
+    assert revocation is not None
+    assert revoke.begin(revocation)
     lease.refresh_from_db()
     assert lease.state == LeaseState.REVOKING
 

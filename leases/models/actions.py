@@ -144,6 +144,16 @@ class Job(models.Model):
         return self.state in OPEN_JOB_STATES
 
 
+class Pace(models.Model):
+    """The next moment at which a vault may be told of a revocation; leases.pace reserves it."""
+
+    vault = models.OneToOneField(Vault, models.CASCADE, primary_key=True)
+    free_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.vault_id}: {self.free_at:%FT%TZ}"
+
+
 class RevocationState(models.TextChoices):
     REQUESTED = "requested"
     REVOKING = "revoking"
