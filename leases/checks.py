@@ -197,6 +197,22 @@ def _check_rules(cluster: Cluster, client: KubeClient, kinds: list[Kind[Any]], *
         )
 
 
+def check_responding(database: Database) -> Doubt | None:
+    """The responding account can log in, see sessions and end them; only where its secret can be read (the `actions` workers).
+
+    Raises SourceError. Without one that is a doubt, where leases can be revoked at all.
+    """
+    if database.respond:
+        clients.ask_responder(database, lambda kind, dsn: kind.check_responder(dsn))
+        return None
+    if not database.monitor or not database.vault.respond:
+        return None
+    return Doubt(
+        f"Sessions of a revoked lease live on in {database.name}: Leasehold has no account there to end them with",
+        "Name one as `respond` in its [[databases]] entry (docs/databases.md); until then a receipt names them.",
+    )
+
+
 def check_database(database: Database, *, now: datetime) -> Doubt | None:
     """The monitoring account can log in and read roles; what cannot be learned of sessions is returned. Raises SourceError."""
     try:

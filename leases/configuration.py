@@ -92,8 +92,8 @@ class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True):
     fetchers: list[str] = []
 
 
-class MonitorConfig(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """An address by reference, or Vault's own credential for an address without user and password."""
+class AccountConfig(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """An account in a database: an address by reference, or Vault's own credential for an address without user and password."""
 
     env: str = ""
     file: str = ""
@@ -105,7 +105,7 @@ class MonitorConfig(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     def __post_init__(self) -> None:
         if [self.env, self.file, self.static_role, self.role].count("") != 3:
             raise ValueError(
-                'a monitoring account is named by { file = "PATH" }, { env = "NAME" }, { static_role = "NAME", address = "…" } or '
+                'an account is named by { file = "PATH" }, { env = "NAME" }, { static_role = "NAME", address = "…" } or '
                 '{ role = "NAME", address = "…" }'
             )
         from_vault = bool(self.static_role or self.role)
@@ -118,7 +118,8 @@ class DatabaseConfig(msgspec.Struct, forbid_unknown_fields=True):
     mount: str
     name: str
     kind: str
-    monitor: MonitorConfig | None = None
+    monitor: AccountConfig | None = None
+    respond: AccountConfig | None = None
     max_lease_ttl_seconds: int | None = None
     sample_seconds: float = 5.0
     nat: list[str] = []
@@ -249,7 +250,7 @@ def problems(configuration: Configuration) -> list[str]:
         found
         + limit_problems(configuration)
         + session_problems(configuration.databases)
-        + monitor_problems(configuration.databases)
+        + account_problems(configuration.databases)
         + retention_problems(configuration.policies)
         + heads_problems(configuration)
         + notice_problems(configuration)
@@ -285,23 +286,28 @@ def session_problems(configured: list[DatabaseConfig]) -> list[str]:
     return found
 
 
-def monitor_problems(configured: list[DatabaseConfig]) -> list[str]:
-    """What is wrong with monitoring accounts that Vault has: their address, and names that would lead elsewhere in Vault."""
+def account_problems(configured: list[DatabaseConfig]) -> list[str]:
+    """What is wrong with accounts that Vault has: their address, and names that would lead elsewhere in Vault. And with who is who."""
     found = []
     for database in configured:
-        monitor = database.monitor
-        if monitor is None or not monitor.address:
-            continue
-        what, parts = f"database {database.name}: monitor", urlsplit(monitor.address)
-        if not parts.scheme or not parts.hostname:
-            # not repeated: somebody may have written a password into it
-            found.append(f"{what}.address is none; write postgresql://HOST:5432/NAME")
-        elif parts.username is not None or "@" in parts.netloc:
-            found.append(f"{what}.address may not hold a user or a password: Vault gives both")
-        if not re.fullmatch(r"\w[\w.-]*", monitor.static_role or monitor.role):
-            found.append(f"{what} names the role {monitor.static_role or monitor.role!r}, which Vault cannot have")
-        if any(part in {"", ".", ".."} for part in monitor.mount.strip("/").split("/")) and monitor.mount:
-            found.append(f"{what}.mount is {monitor.mount!r}; write the path of a database mount")
+        if database.respond and database.respond == database.monitor:
+            found.append(
+                f"database {database.name}: respond names the account that monitors. What looks may not end anything: make "
+                "another account to respond with (docs/databases.md)"
+            )
+        for name, account in (("monitor", database.monitor), ("respond", database.respond)):
+            if account is None or not account.address:
+                continue
+            what, parts = f"database {database.name}: {name}", urlsplit(account.address)
+            if not parts.scheme or not parts.hostname:
+                # not repeated: somebody may have written a password into it
+                found.append(f"{what}.address is none; write postgresql://HOST:5432/NAME")
+            elif parts.username is not None or "@" in parts.netloc:
+                found.append(f"{what}.address may not hold a user or a password: Vault gives both")
+            if not re.fullmatch(r"\w[\w.-]*", account.static_role or account.role):
+                found.append(f"{what} names the role {account.static_role or account.role!r}, which Vault cannot have")
+            if any(part in {"", ".", ".."} for part in account.mount.strip("/").split("/")) and account.mount:
+                found.append(f"{what}.mount is {account.mount!r}; write the path of a database mount")
     return found
 
 
@@ -530,6 +536,7 @@ def apply(configuration: Configuration) -> None:
             defaults={
                 "kind": database_config.kind,
                 "monitor": _reference(database_config.monitor),
+                "respond": _reference(database_config.respond),
                 "max_lease_ttl_seconds": database_config.max_lease_ttl_seconds,
                 "sample_seconds": database_config.sample_seconds,
                 "nat": sorted(set(database_config.nat)),
@@ -544,11 +551,11 @@ def apply(configuration: Configuration) -> None:
         if row_.monitor:
             monitored.append(row_.pk)
     Database.objects.exclude(pk__in=monitored).update(monitor=None)
-    Database.objects.exclude(pk__in=named).update(max_lease_ttl_seconds=None)
+    Database.objects.exclude(pk__in=named).update(max_lease_ttl_seconds=None, respond=None)
     health.forget(SourceKind.VAULT, list(vaults))
     health.forget(SourceKind.CLUSTER, [c.name for c in configuration.clusters])
     health.forget(SourceKind.DATABASE, [f"{d.vault}/{d.mount.strip('/')}/{d.name}" for d in configuration.databases])
 
 
-def _reference(reference: Reference | MonitorConfig | None) -> dict[str, str] | None:
+def _reference(reference: Reference | AccountConfig | None) -> dict[str, str] | None:
     return msgspec.to_builtins(reference) if reference else None

@@ -12,7 +12,7 @@ from django.db import connection, transaction
 from django.db.models import Q
 from django.utils import timezone
 
-from leases import clients, lookups, pace, plans
+from leases import clients, ending, lookups, pace, plans
 from leases.errors import SourceError
 from leases.models import Action, ActionKind, ActionStep, EndReason, Job, Lease, LeaseState, Plan, Policy, Revocation
 from leases.models.actions import OPEN_REVOCATION_STATES, TRANSITIONS, JobState, Outcome, RevocationState
@@ -258,14 +258,17 @@ def carry_out(revocation_id: int) -> bool:
 
 def _carry_on(revocation: Revocation) -> None:
     """From the state that it is in to its end."""
+    again = revocation.state == RevocationState.REVOKING
     if revocation.state == RevocationState.REQUESTED:
         _end_if_gone(revocation)
         if not begin(revocation):
             return  # its job was stopped this moment
     elif revocation.state == RevocationState.REVOKING:
         _look_before_repeating(revocation)
-    if revocation.state == RevocationState.REVOKING and not _revoke(revocation):
-        return
+    if revocation.state == RevocationState.REVOKING:
+        _see_sessions(revocation, again=again)
+        if not _revoke(revocation):
+            return
     if revocation.state == RevocationState.VERIFYING:
         _verify(revocation)
 
@@ -309,6 +312,32 @@ def _look_before_repeating(revocation: Revocation) -> None:
             now=now,
         )
         move(revocation, RevocationState.VERIFYING, now=now)
+
+
+def _see_sessions(revocation: Revocation, *, again: bool) -> None:
+    """Freezes what the lease's user has open. A database that does not tell holds no revocation up.
+
+    `again`: a worker may have done so before. While Vault is waited for, what is still the same is not noted again.
+    """
+    lease, frozen = revocation.lease, revocation.sessions
+    try:
+        seen = ending.snapshot(lease, before=ending.thaw(frozen))
+        frozen, outcome = ending.freeze(seen), Outcome.OK
+        detail = ending.tell(lease.database, seen) if lease.database else ""
+    except SourceError as error:
+        outcome, detail = Outcome.UNVERIFIED, str(error)
+    now = timezone.now()
+    with transaction.atomic():
+        Revocation.objects.filter(pk=revocation.pk).update(sessions=frozen, updated_at=now)
+        if not again or _last(revocation, ending.SESSIONS_SEEN) != (outcome, detail[:1000]):
+            note(revocation, ending.SESSIONS_SEEN, outcome, detail, now=now)
+    revocation.sessions = frozen
+
+
+def _last(revocation: Revocation, name: str) -> tuple[str, str] | None:
+    """Outcome and words of what was noted last for a step."""
+    steps = ActionStep.objects.filter(action=revocation.action_id, lease_id=revocation.lease.lease_id, name=name)
+    return steps.order_by("-at", "-id").values_list("outcome", "detail").first()
 
 
 def fail(revocation: Revocation, name: str, detail: str, *, now: datetime) -> None:
@@ -367,15 +396,20 @@ def _verify(revocation: Revocation) -> None:
             now=now,
         )
     outcome, detail = user_gone(lease)
+    note(revocation, USER_GONE, outcome, detail, now=timezone.now())
+    ended = ending.finish(lease, revocation.sessions)
     now = timezone.now()
-    states = {
-        Outcome.OK: RevocationState.VERIFIED,
-        Outcome.UNVERIFIED: RevocationState.UNVERIFIED,
-        Outcome.FAILED: RevocationState.FAILED,
-    }
     with transaction.atomic():
-        note(revocation, USER_GONE, outcome, detail, now=now)
-        move(revocation, states[outcome], now=now)
+        note(revocation, ending.SESSIONS_ENDED, ended.outcome, ended.detail, now=now)
+        move(revocation, _verdict(outcome, ended.outcome), now=now)
+
+
+def _verdict(user: Outcome, sessions: Outcome) -> RevocationState:
+    """Green only where both were seen gone. A session that lives on is no reason to revoke again: the lease and its user are gone."""
+    if user == Outcome.FAILED:
+        return RevocationState.FAILED
+    both = user == sessions == Outcome.OK
+    return RevocationState.VERIFIED if both else RevocationState.UNVERIFIED
 
 
 def user_gone(lease: Lease) -> tuple[Outcome, str]:
@@ -396,7 +430,8 @@ def user_gone(lease: Lease) -> tuple[Outcome, str]:
         return Outcome.UNVERIFIED, f"The database of {lease.database_user} is not known, so it was not checked."
     name = lease.database_user
     try:
-        exists = clients.ask_monitor(lease.database, lambda kind, dsn: kind.user_exists(dsn, name))
+        with ending.unless_away(lease.database):
+            exists = clients.ask_monitor(lease.database, lambda kind, dsn: kind.user_exists(dsn, name))
     except SourceError as error:
         return Outcome.UNVERIFIED, f"{error.cause}. {error.fix}"
     if exists:

@@ -275,8 +275,8 @@ def test_a_monitoring_account_is_named_in_one_of_these_ways(monitor: str, path: 
 @pytest.mark.parametrize(
     ("monitor", "says"),
     [
-        ('{ file = "/dsn", env = "DSN" }', "a monitoring account is named by"),
-        ("{}", "a monitoring account is named by"),
+        ('{ file = "/dsn", env = "DSN" }', "an account is named by"),
+        ("{}", "an account is named by"),
         ('{ static_role = "look" }', "`address` goes with"),
         ('{ file = "/dsn", address = "postgresql://db/orders" }', "`address` goes with"),
         ('{ file = "/dsn", mount = "database" }', "`mount` with them alone"),
