@@ -203,6 +203,9 @@ CELERY_TASK_ROUTES = {
     "leases.tasks.work_on_job": {"queue": "actions"},
     "leases.tasks.carry_out_revocation": {"queue": "actions"},
     "leases.tasks.resume_stuck_revocations": {"queue": "actions"},
+    "leases.tasks.look_at_identities": {"queue": "actions"},
+    "leases.tasks.carry_out_containment": {"queue": "actions"},
+    "leases.tasks.resume_stuck_containments": {"queue": "actions"},
 }
 
 # by which receivers of notices know us

@@ -6,6 +6,7 @@ Only an `actions` worker talks to Vault. Pages read what that one wrote down.
 import hashlib
 import logging
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -273,6 +274,8 @@ def again(containment: Containment, *, by: str, now: datetime) -> None:
         ):
             raise NotNow(f"This is {containment.state}: it cannot be contained again now.")
         say(containment.action_id, CONTAINED_AGAIN, Outcome.OK, f"by {by}", now=now)
+        with suppress(NotNow):
+            jobs.retry(containment.action.job, by=by, now=now)
         _queue(containment)
 
 
@@ -704,9 +707,7 @@ def _search(
 ) -> None:
     client = clients.responder(vault)
     # nothing of an accessor is stored but its digest: where to go on
-    digests = {
-        hashlib.sha256(name.encode()).hexdigest(): name for name in client.token_accessors(namespace=namespace)
-    }
+    digests = {hashlib.sha256(name.encode()).hexdigest(): name for name in client.token_accessors(namespace=namespace)}
     rest = sorted(digest for digest in digests if digest > searched.after)
     searched.tokens = len(digests)
     for start in range(0, len(rest), TOKENS_AT_ONCE):
@@ -760,7 +761,9 @@ def _check(containment: Containment) -> float | None:
         say(containment.action_id, STILL_DISABLED, Outcome.OK, what, now=now)
     live = list(open_leases(account(containment)).values_list("lease_id", flat=True)[:6])
     if live:
-        what = f"Still live: {', '.join(live[:5])}{' …' if len(live) > 5 else ''}. The items say why; then contain again."
+        what = (
+            f"Still live: {', '.join(live[:5])}{' …' if len(live) > 5 else ''}. The items say why; then contain again."
+        )
         say(containment.action_id, NO_LEASE_LIVE, Outcome.FAILED, what, now=now)
     else:
         say(containment.action_id, NO_LEASE_LIVE, Outcome.OK, "The ledger holds no open lease of it", now=now)

@@ -14,10 +14,12 @@ from django.db.models import Count, F, Q, QuerySet
 from django.utils import timezone
 
 from leases import revoke
-from leases.models import Action, Job, Revocation
+from leases.models import Action, ActionKind, Containment, Job, Revocation
 from leases.models.actions import (
     JOB_TRANSITIONS,
     OPEN_REVOCATION_STATES,
+    ContainmentStage,
+    ContainmentState,
     JobState,
     RevocationState,
 )
@@ -78,6 +80,9 @@ def approve(job: Job, *, by: str, now: datetime) -> None:
         if not move(job, JobState.RUNNING, now=now, decided_by=by, decided_at=now):
             raise NotNow(f"This is {job.state}: there is nothing to approve any more.")
         revoke.say(job, APPROVED, f"by {by}", now=now)
+        if job.action.kind == ActionKind.CONTAIN:
+            # identities are disabled first; leases.contain gives it its items then
+            return
         leases, taken = revoke.divide(job.action.plan.leases)
         revoke.fill(job, leases=leases, taken=taken, now=now)
 
@@ -242,6 +247,11 @@ def _settle(job_id: int, *, now: datetime) -> bool:
         job = Job.objects.select_for_update().get(pk=job_id)
         if job.state != JobState.RUNNING:
             return True
+        if Containment.objects.filter(
+            action=job.action_id, state=ContainmentState.CONTAINING, stage=ContainmentStage.IDENTITIES
+        ).exists():
+            # its items are still to come
+            return False
         if Revocation.objects.filter(action=job.action_id, state__in=OPEN_REVOCATION_STATES).exists():
             return False
         return move(job, JobState.DONE, now=now, claimed_until=None)

@@ -6,7 +6,7 @@ import time
 from celery import shared_task
 from django.utils import timezone
 
-from leases import checks, health, jobs, lists, lookups, meter, revoke, sessions, watch
+from leases import checks, contain, health, jobs, lists, lookups, meter, revoke, sessions, watch
 from leases.databases import SessionsHidden
 from leases.errors import Doubt
 from leases.models import Cluster, Database, Vault
@@ -155,3 +155,24 @@ def resume_stuck_revocations() -> None:
         carry_out_revocation.delay(revocation_id)
     for job_id in jobs.stuck(now=now):
         work_on_job.delay(job_id)
+
+
+@shared_task
+def look_at_identities(plan_id: str) -> None:
+    contain.look_at_identities(plan_id, now=timezone.now())
+    meter.flush(now=timezone.now())
+
+
+@shared_task
+def carry_out_containment(containment_id: int) -> None:
+    """One short turn; the next one is queued behind whatever was asked meanwhile. What has to wait long the sweep takes up."""
+    seconds = contain.carry_out(containment_id)
+    meter.flush(now=timezone.now())
+    if seconds is not None and seconds <= contain.CATCH_UP.total_seconds():
+        carry_out_containment.apply_async((containment_id,), countdown=seconds)
+
+
+@shared_task
+def resume_stuck_containments() -> None:
+    for containment_id in contain.stuck(now=timezone.now()):
+        carry_out_containment.delay(containment_id)

@@ -5,7 +5,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("leases", "0018_acting"),
+        ("leases", "0019_pace"),
     ]
 
     operations = [
@@ -73,7 +73,9 @@ class Migration(migrations.Migration):
         migrations.AddIndex(
             model_name="login",
             index=models.Index(
-                condition=models.Q(("entity_id", ""), _negated=True), fields=["entity_id", "service_account_namespace", "service_account"], name="login_of_entity"
+                condition=models.Q(("entity_id", ""), _negated=True),
+                fields=["entity_id", "service_account_namespace", "service_account"],
+                name="login_of_entity",
             ),
         ),
         migrations.AddConstraint(
