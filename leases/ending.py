@@ -185,9 +185,8 @@ def _ended(database: Database, seen: Backends) -> Ended:
         if not wanted:
             break
     if left.backends:
-        still = f"{_count(left.backends)} of {seen.user} still live on {database.name} after {WAIT_SECONDS:g} s: "
-        by_hand = f". End them there as an administrator: {_by_hand(database, left)}"
-        return Ended(Outcome.FAILED, still + name(left.backends) + by_hand, left.backends)
+        still = _still(database, left, after=f" after {WAIT_SECONDS:g} s")
+        return Ended(Outcome.FAILED, still, left.backends)
     return Ended(Outcome.OK, _what_ended(database, seen, known, told))
 
 
@@ -208,8 +207,7 @@ def _left_alone(database: Database, seen: Backends, *, why: str) -> Ended:
         return Ended(Outcome.OK, f"{ended}; none lives on {database.name}")
     return Ended(
         Outcome.FAILED,
-        f"{_count(left.backends)} of {seen.user} still live on {database.name}: {name(left.backends)}. "
-        f"End them there as an administrator: {_by_hand(database, left)} "
+        f"{_still(database, left)} "
         + (why or "Leasehold does it where the database has a responding account (`respond`, docs/databases.md)."),
         left.backends,
     )
@@ -255,8 +253,13 @@ def _unknown(database: Database, seen: Backends, error: SourceError) -> str:
     return f"Whether {what} live on {database.name} is not known. {error}"
 
 
-def _by_hand(database: Database, left: Backends) -> str:
-    return databases.get(database.kind).by_hand(left)
+def _still(database: Database, left: Backends, *, after: str = "") -> str:
+    """Who lives on, and what an administrator types against it."""
+    lives = "lives" if len(left.backends) == 1 else "live"
+    return (
+        f"{_count(left.backends)} of {left.user} still {lives} on {database.name}{after}: {name(left.backends)}. "
+        f"End what is left there as an administrator: {databases.get(database.kind).by_hand(left)}"
+    )
 
 
 def _name(backend: Backend) -> str:

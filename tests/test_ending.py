@@ -123,7 +123,7 @@ def test_sessions_of_a_revoked_lease_are_ended_and_those_of_others_live_on(hold:
     assert told["sessions ended"].detail.startswith(f"2 sessions of {held.user} ended: ")
     assert told["sessions ended"].detail.endswith("None lives on orders")
     # an operator waits for it
-    assert took < 2
+    assert took < 5
 
 
 def test_without_sessions_it_is_verified_and_says_that_there_were_none(held: Held) -> None:
@@ -186,7 +186,7 @@ def test_a_session_that_does_not_end_is_named_and_nothing_is_green(configured: W
         told = steps(revocation)
         assert (told["database user gone"].outcome, told["sessions ended"].outcome) == ("ok", "failed")
         said = told["sessions ended"].detail
-        assert said.startswith(f"1 session of {held.user} still live on orders after 3 s: {stuck.info.backend_pid} ")
+        assert said.startswith(f"1 session of {held.user} still lives on orders after 3 s: {stuck.info.backend_pid} ")
         assert "(stuck)" in said
         assert "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usesysid = " in said
     finally:
@@ -210,7 +210,7 @@ def test_without_a_responding_account_open_sessions_are_named_with_the_words_tha
     assert revocation.state == RevocationState.UNVERIFIED
     said = steps(revocation)["sessions ended"]
     assert said.outcome == "failed"
-    assert f"1 session of {held.user} still live on orders: {session.info.backend_pid} from 127.0.0.1:" in said.detail
+    assert f"1 session of {held.user} still lives on orders: {session.info.backend_pid} from 127.0.0.1:" in said.detail
     assert "docs/databases.md" in said.detail
     command = said.detail.partition("as an administrator: ")[2].partition(";")[0]
     admin(configured, command)
