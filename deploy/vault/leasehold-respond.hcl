@@ -52,6 +52,12 @@ path "auth/token/revoke-accessor" {
 # Where auth mounts of child namespaces are tied to a cluster, the same six rules below each of them, as in
 # path "+/identity/entity/id/+" { … }
 
+# Where Vault has the password of the account that ends sessions of revoked leases (`respond = { static_role = … }` of a database in
+# leasehold.toml): that credential and no other. A dynamic role (`respond = { role = … }`) needs `creds` instead of `static-creds`.
+# path "database/static-creds/leasehold-respond" {
+#   capabilities = ["read"]
+# }
+
 # The account's own token: how long it lives, living longer, and what `manage.py doctor` says that it may do. The
 # `default` policy grants the same; named here so that the account works without it.
 path "auth/token/lookup-self" {
