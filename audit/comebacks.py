@@ -12,8 +12,8 @@ from leases import contain, identities
 from leases.models import AuthMount, Containment, Lease, Login, PodAddress, Policy
 from leases.models.actions import ContainmentState
 
-# log-ins that were denied bear no identity, so they are looked for by address, in what was read this long ago at most
-LOGINS_WITHIN = timedelta(hours=1)
+# a log-in that is denied bears no identity, nor does a token that has ended: these are looked for by address, this far back at most
+NAMELESS_WITHIN = timedelta(hours=1)
 # of each kind; more are "more than"
 MOST = 1000
 EXAMPLES = 10
@@ -35,14 +35,14 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True)
 class Attempts:
-    """`since`: from when on it counts, None while no identity is disabled yet. Log-ins are counted from `logins_since` on.
+    """`since`: from when on it counts, None while no identity is disabled yet. What bears no identity counts from `nameless_since` on.
 
-    `denied_logins` came from addresses of its pods and no other's; `denied_requests` bore one of its tokens. `successes` are all that got
-    through, `denied` the newest of both denied kinds, both newest first.
+    Denied log-ins, and denied requests with tokens that have ended, are those from addresses of its pods. `successes` are all that got
+    through, `denied` the newest that did not, both newest first.
     """
 
     since: datetime | None
-    logins_since: datetime | None = None
+    nameless_since: datetime | None = None
     denied_logins: int = 0
     denied_requests: int = 0
     last_at: datetime | None = None
@@ -51,7 +51,7 @@ class Attempts:
 
     @property
     def counted_all(self) -> bool:
-        return self.denied_logins < MOST and self.denied_requests < MOST
+        return self.denied_logins + self.denied_requests < MOST
 
 
 def attempts(containment: Containment, *, now: datetime) -> Attempts:
@@ -63,21 +63,22 @@ def attempts(containment: Containment, *, now: datetime) -> Attempts:
     mounts = [mount for rows in identities.mounts_of(containment.cluster).values() for mount in rows]
     account = contain.account(containment)
     tokens = _tokens(mounts, account, since=since)
+    nameless_since = max(since - skew, until - NAMELESS_WITHIN)
     denied = _requests(tokens, since - skew, until, denied=True)
-    logins_since = max(since - skew, until - LOGINS_WITHIN)
-    logins = _denied_logins(mounts, _addresses(account, since=since), logins_since, until)
+    denied += _from_addresses(mounts, _addresses(account, since=since), nameless_since, until)
+    logins = [one for one in denied if _is_login(one, mounts)]
     # of one request as little as of another can be told which came first within the skew
     successes = [
         *_requests(tokens, since + skew, until, denied=False),
         *_logins(mounts, account, since + skew, until),
         *_leases(account, since + skew, until),
     ]
-    newest = sorted([*denied, *logins], key=lambda one: one.at, reverse=True)
+    newest = sorted(denied, key=lambda one: one.at, reverse=True)
     return Attempts(
         since=since,
-        logins_since=logins_since,
+        nameless_since=nameless_since,
         denied_logins=len(logins),
-        denied_requests=len(denied),
+        denied_requests=len(denied) - len(logins),
         last_at=newest[0].at if newest else None,
         denied=tuple(newest[:EXAMPLES]),
         successes=tuple(_once(successes)),
@@ -129,7 +130,7 @@ def _tokens(mounts: Sequence[AuthMount], account: identities.Account, *, since: 
 _EVENTS = """
     SELECT e.at, w.operation, w.path, v.name, COALESCE(e.request_text, e.request::text), a.text
     FROM audit_event e
-    JOIN audit_what w ON w.id = e.what_id JOIN leases_vault v ON v.id = e.vault_id JOIN audit_text a ON a.id = e.address_id
+    JOIN audit_what w ON w.id = e.what_id JOIN audit_who p ON p.id = e.who_id JOIN leases_vault v ON v.id = e.vault_id JOIN audit_text a ON a.id = e.address_id
     WHERE e.at > %(since)s AND e.at <= %(until)s AND NOT e.own AND {where}
     ORDER BY e.at DESC, e.request DESC LIMIT %(most)s
 """
@@ -157,22 +158,26 @@ def _requests(tokens: list[int], since: datetime, until: datetime, *, denied: bo
     )
 
 
-def _denied_logins(
+def _from_addresses(
     mounts: Sequence[AuthMount], addresses: list[str], since: datetime, until: datetime
 ) -> list[Attempt]:
+    """What bore no identity: a log-in that is refused, and a token that has ended, of which no line says whose it was."""
     if not addresses:
         return []
-    places = [identities.place(mount.vault, mount.path) for mount in mounts]
     return _events(
-        "e.error_text_id IS NOT NULL AND a.text = ANY(%(addresses)s) AND e.what_id IN "
-        "(SELECT id FROM audit_what WHERE path = ANY(%(paths)s) AND operation = 'update') AND e.vault_id = ANY(%(vaults)s)",
-        "log-in at {path}, refused",
+        "e.error_text_id IS NOT NULL AND a.text = ANY(%(addresses)s) AND e.vault_id = ANY(%(vaults)s) AND p.entity_id = '' "
+        "AND p.display_name = '' AND e.token_id IS NULL",
+        "{operation} {path}, refused",
         addresses=addresses,
-        paths=sorted({f"auth/{path}/login" for _, path in places}),
         vaults=sorted({mount.vault_id for mount in mounts}),
         since=since,
         until=until,
     )
+
+
+def _is_login(attempt: Attempt, mounts: Sequence[AuthMount]) -> bool:
+    paths = {identities.place(mount.vault, mount.path)[1] for mount in mounts}
+    return attempt.what in {f"update auth/{path}/login, refused" for path in paths}
 
 
 def _addresses(account: identities.Account, *, since: datetime) -> list[str]:
