@@ -21,6 +21,10 @@ MOST_SHARERS = 5
 # Vault's own limit for what a token lives, unless somebody raised it
 OLDEST = timedelta(days=32)
 OWN = "Leasehold itself"
+UNKNOWN_UID = (
+    " Most mounts know it by its uid, which is not known here: let the cluster's account watch service accounts "
+    "(deploy/kubernetes/rbac.yaml)."
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +115,7 @@ def look_in(vault: Vault, mounts: Sequence[AuthMount], account: Account, *, now:
             entities[namespace, entity.entity_id] = entity
     methods: dict[str, dict[str, AuthMethod]] = {}
     without = []
-    names = _names(account)
+    uids, names = _uids(account), [str(account), account.subject]
     for mount in mounts:
         namespace, path = place(vault, mount.path)
         if namespace not in methods:
@@ -120,14 +124,14 @@ def look_in(vault: Vault, mounts: Sequence[AuthMount], account: Account, *, now:
         if method is None:
             without.append(f"auth/{mount.path} is not enabled in vault {vault.name}: nobody can log in there.")
             continue
-        for name in names:
+        for name in (*uids, *names):
             if entity := client.entity_of_alias(method.accessor, name, namespace=namespace):
                 entities[namespace, entity.entity_id] = entity
         if not any(alias.mount_accessor == method.accessor for one in entities.values() for alias in one.aliases):
             without.append(
-                f"{account} has never logged in at auth/{mount.path} of vault {vault.name}, so there is no identity to "
-                "disable. Where a role there lets it in, it can still log in; that would be noticed, and containing again "
-                "would disable it."
+                f"At auth/{mount.path} of vault {vault.name} no identity of {account} is known, so there is nothing to disable. "
+                "Where a role there lets it in, it can log in; that would be noticed, and containing again would disable it."
+                f"{'' if uids else UNKNOWN_UID}"
             )
     registered = {place(vault, mount.path) for mount in mounts}
     own = _own(vault, client)
@@ -164,12 +168,12 @@ def place(vault: Vault, path: str) -> tuple[str, str]:
     return (f"{own}/{below}".strip("/"), mount) if apart else ("", path)
 
 
-def _names(account: Account) -> list[str]:
-    """What the Kubernetes and JWT methods may call it: by uid (the default), by name, by the subject of its tokens."""
-    uids = ServiceAccount.objects.filter(
+def _uids(account: Account) -> list[str]:
+    """What the Kubernetes method calls it, unless it is told to use the name; a JWT method mostly uses the subject of its tokens."""
+    rows = ServiceAccount.objects.filter(
         cluster__name=account.cluster, namespace=account.namespace, name=account.name
     ).order_by("id")
-    return [*uids.values_list("uid", flat=True), str(account), account.subject]
+    return list(rows.values_list("uid", flat=True))
 
 
 def _of_ledger(vault: Vault, mounts: Sequence[AuthMount], account: Account) -> set[tuple[str, str]]:

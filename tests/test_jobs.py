@@ -411,7 +411,7 @@ def test_one_that_fails_does_not_stop_the_others_and_can_be_tried_again(configur
     jobs.work_on(job.pk)
     by_lease = dict(job.action.revocations.values_list("lease_id", "state"))
     assert by_lease == {stuck.pk: "failed", rows[0].pk: "unverified", rows[1].pk: "unverified"}
-    detail = job.action.steps.get(lease_id=stuck.lease_id).detail
+    detail = job.action.steps.get(lease_id=stuck.lease_id, name="Vault answered").detail
     assert "could not revoke" in detail
     assert "revocation statements" in detail
     stuck.refresh_from_db()
@@ -437,7 +437,7 @@ def test_a_lost_worker_is_followed_by_one_that_looks_before_it_tells_vault_again
     late = timezone.now() - timedelta(seconds=3)
     Revocation.objects.update(claimed_until=late)
     Job.objects.update(claimed_until=late)
-    assert jobs.stuck(now=timezone.now()) == [job.pk]
+    assert jobs.due(now=timezone.now()) == [job.pk]
     jobs.work_on(job.pk)
     assert states(job) == ["unverified", "unverified"]
     assert [told(configured, row) for row in (gone, there)] == [1, 1]
@@ -455,7 +455,7 @@ def test_two_workers_never_have_the_same_turn(configured: World) -> None:
     entered, leave = threading.Event(), threading.Event()
 
     def hold() -> None:
-        with turn("job", job.pk):
+        with turn("job lane 0", job.pk):
             entered.set()
             leave.wait(20)
         connection.close()
@@ -482,7 +482,7 @@ def test_a_job_waits_for_a_vault_that_does_not_answer_and_goes_on_by_itself(conf
     # one was tried; the others of that vault wait for the next turn
     assert time.monotonic() - began < 2
     assert states(job) == ["requested"] * 3
-    step = job.action.steps.get()
+    step = job.action.steps.get(name="Vault answered")
     assert (step.name, step.outcome) == ("Vault answered", "unverified")
     assert "tried again" in step.detail
     job.refresh_from_db()
@@ -540,7 +540,7 @@ def test_without_the_rule_for_it_forcing_fails_and_names_the_rule(configured: Wo
     job = confirmed(lease, kind=ActionKind.FORCE)
     jobs.work_on(job.pk)
     assert states(job) == ["failed"]
-    assert 'path "sys/leases/revoke-force/database/*"' in job.action.steps.get().detail
+    assert 'path "sys/leases/revoke-force/database/*"' in job.action.steps.get(name="Vault answered").detail
     lease.refresh_from_db()
     assert lease.state == LeaseState.LIVE
 
