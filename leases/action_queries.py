@@ -16,8 +16,8 @@ from leases.models import Action, ActionStep, Containment, Job, Lease, LeaseStat
 from leases.models.actions import OPEN_CONTAINMENT_STATES, OPEN_REVOCATION_STATES, JobState, RevocationState
 from leases.queries import PAGE, Cursor
 
-# so many holders, databases and sessions of a plan are listed; the counts beside them are of all
-MOST_LISTED = 20
+# so many leases and sessions of a plan are listed, and so many holders and databases; the counts beside them are of all
+MOST_LISTED, MOST_GROUPS = 20, 8
 # counting sessions goes no further: a page says "10,000 or more"
 MOST_COUNTED = 10_000
 # so many leases that Vault would not end are forced at once
@@ -61,7 +61,7 @@ class LiveSessions:
 
 
 def groups(leases: Collection[int], *, by: str) -> list[Group]:
-    """A plan's leases by `database` or by `holder`, the most first; at most MOST_LISTED, the rest of them as one "others"."""
+    """A plan's leases by `database` or by `holder`, the most first; at most MOST_GROUPS, the rest of them as one "others"."""
     rows = Lease.objects.filter(pk__in=leases).order_by()
     if by == "database":
         found = [
@@ -75,7 +75,7 @@ def groups(leases: Collection[int], *, by: str) -> list[Group]:
             for pod_ns, pod, ns, account, n in named.annotate(n=Count("pk"))
         ]
     found.sort(key=lambda group: (-group.leases, group.name))
-    shown, rest = found[:MOST_LISTED], found[MOST_LISTED:]
+    shown, rest = found[:MOST_GROUPS], found[MOST_GROUPS:]
     if rest:
         shown.append(Group(f"{len(rest):,} others", sum(group.leases for group in rest)))
     return shown
@@ -179,7 +179,7 @@ def waiting_jobs(*, limit: int = PAGE) -> list[Job]:
 
 
 def action(pk: uuid.UUID) -> Action | None:
-    return Action.objects.select_related("job", "containment", "undone_containment").filter(pk=pk).first()
+    return Action.objects.select_related("job", "containment", "undone_containment", "plan").filter(pk=pk).first()
 
 
 def own_steps(action: Action) -> list[ActionStep]:

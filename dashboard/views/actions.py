@@ -15,11 +15,22 @@ from dashboard import receipts
 from dashboard.access import PageRequest, groups, may_read, may_revoke, needs
 from dashboard.forms import ActionFilterForm, RefuseForm
 from dashboard.paging import cursor, link
-from dashboard.views.plans import brief, describe
+from dashboard.views.plans import brief, describe, preview
 from leases import action_queries as queries
 from leases import jobs
 from leases.models import Action, Job
 from leases.models.actions import JobState, RevocationState
+
+# states of a job's leases as its page lists them: what a person has to look at first
+ORDER = [
+    RevocationState.FAILED,
+    RevocationState.UNVERIFIED,
+    RevocationState.STOPPED,
+    RevocationState.REVOKING,
+    RevocationState.VERIFYING,
+    RevocationState.REQUESTED,
+    RevocationState.VERIFIED,
+]
 
 
 @needs(may_read)
@@ -33,7 +44,14 @@ def index(request: PageRequest) -> HttpResponse:
     context = {
         "form": form,
         "page": page,
-        "rows": [{"done": row, "what": brief(row.action.scope)} for row in page.rows],
+        "rows": [
+            {
+                "done": row,
+                "what": brief(row.action.scope),
+                "states": [(state, row.states[state]) for state in ORDER if state in row.states],
+            }
+            for row in page.rows
+        ],
         "waiting": queries.waiting_jobs(),
         "first": before is None,
         "newest": link(request, before=""),
@@ -62,6 +80,8 @@ def receipt(request: PageRequest, pk: uuid.UUID) -> HttpResponse:
         "all": link(request, state="", after=""),
         "after": link(request, after=str(page.after)) if page.after else "",
         "beginning": link(request, after="") if request.GET.get("after") else "",
+        # what another responder reads before allowing it
+        "preview": preview(action.plan.leases, now=now) if job and job.state == JobState.WAITING else None,
         # of what was done without a lease
         "steps": queries.own_steps(action),
         "open": open_,
@@ -69,18 +89,6 @@ def receipt(request: PageRequest, pk: uuid.UUID) -> HttpResponse:
         "poll": link(request, version=version),
     }
     return render(request, "actions/_action.html" if request.htmx else "actions/action.html", context)
-
-
-# states of a job's leases as its page lists them: what a person has to look at first
-ORDER = [
-    RevocationState.FAILED,
-    RevocationState.UNVERIFIED,
-    RevocationState.STOPPED,
-    RevocationState.REVOKING,
-    RevocationState.VERIFYING,
-    RevocationState.REQUESTED,
-    RevocationState.VERIFIED,
-]
 
 
 @needs(may_read)

@@ -7,6 +7,7 @@ from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import urlencode
 
+from audit import comebacks
 from dashboard import receipts
 from dashboard.access import PageRequest, may_read, may_revoke, needs
 from dashboard.forms import RevokeForm
@@ -15,6 +16,7 @@ from leases import action_queries as queries
 from leases import contain, jobs
 from leases.models import Containment
 from leases.models.actions import OPEN_REVOCATION_STATES, ContainmentState
+from leases.queries import PAGE
 
 
 @needs(may_read)
@@ -38,8 +40,10 @@ def detail(request: PageRequest, pk: int) -> HttpResponse:
 
 def _detail(request: PageRequest, containment: Containment, form: RevokeForm, *, status: int = 200) -> HttpResponse:
     now, action = timezone.now(), containment.action
-    attempts: list[object] = []
-    version = f"{queries.containment_version(containment)}.{len(attempts)}"
+    attempts = comebacks.attempts(containment, now=now)
+    newest = attempts.last_at.timestamp() if attempts.last_at else 0
+    counted = attempts.denied_logins + attempts.denied_requests
+    version = f"{queries.containment_version(containment)}.{counted}-{newest}-{len(attempts.successes)}"
     if request.htmx and request.GET.get("version") == version:
         return HttpResponse(status=204)
     states = queries.states_of([action.pk]).get(action.pk, {})
@@ -53,6 +57,7 @@ def _detail(request: PageRequest, containment: Containment, form: RevokeForm, *,
         "steps": queries.own_steps(action),
         "undo_steps": queries.own_steps(containment.undo) if containment.undo else [],
         "attempts": attempts,
+        "successes": attempts.successes[: PAGE],
         "total": sum(states.values()),
         "states": [(state, count, f"{receipt}?{urlencode({'state': state})}") for state, count in states.items()],
         "shares": receipts.shares(states),

@@ -85,7 +85,7 @@ def revoke(request: PageRequest, pk: int) -> HttpResponse:
             messages.info(request, "The lease had ended before: nothing was left to revoke.")
             return redirect("leases-detail", pk=pk)
         return confirm(request, made, form, now=now)
-    context = preview([pk], now=now) | {"now": now, "lease": lease, "form": form}
+    context = {"now": now, "lease": lease, "form": form, "preview": preview([pk], now=now)}
     return render(request, "leases/revoke.html", context)
 
 

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Collection
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -17,7 +18,7 @@ from dashboard.forms import SCOPES, PlanForm, RevokeForm
 from leases import action_queries as queries
 from leases import contain, plans
 from leases import revoke as verbs
-from leases.models import Action, Containment, Plan
+from leases.models import Action, Containment, Lease, LeaseState, Plan
 from leases.models.actions import ActionKind
 from leases.models.sources import Policy
 
@@ -61,9 +62,11 @@ def detail(request: PageRequest, pk: uuid.UUID) -> HttpResponse:
         # only what a worker has found: the rest of the page is being read, and a reason may be half written
         part = {"now": now, "plan": plan, "contained": contained}
         return render(request, "plans/_identities.html", part) if contained.looked_at else HttpResponse(status=204)
-    context = preview(plan.leases, now=now) | {
+    context = {
         "now": now,
         "plan": plan,
+        "preview": preview(plan.leases, now=now),
+        "kind": plan.kind,
         "what": describe(plan.scope),
         "expired": now >= plan.expires_at,
         "form": form,
@@ -76,23 +79,44 @@ def detail(request: PageRequest, pk: uuid.UUID) -> HttpResponse:
     return render(request, "plans/detail.html", context, status=status)
 
 
-def preview(leases: Collection[int], *, now: datetime) -> dict[str, Any]:
-    """What a person reads before ending these: as it is now, though which leases it is was frozen."""
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a person reads before ending leases: as it is now, though which leases it is was frozen."""
+
+    total: int
+    states: dict[str, int]
+    databases: list[queries.Group]
+    holders: list[queries.Group]
+    rows: list[Lease]
+    sessions: queries.LiveSessions
+    returns: list[again.Return]
+    more_returns: int
+
+    @property
+    def left(self) -> int:
+        return self.total - self.states.get(LeaseState.ENDED, 0)
+
+    @property
+    def irrevocable(self) -> int:
+        return self.states.get(LeaseState.IRREVOCABLE, 0)
+
+    @property
+    def ended(self) -> int:
+        return self.states.get(LeaseState.ENDED, 0)
+
+
+def preview(leases: Collection[int], *, now: datetime) -> Preview:
     returns, more_returns = again.returns(leases, now=now)
-    states = queries.in_states(leases)
-    return {
-        "total": len(leases),
-        "left": len(leases) - states.get("ended", 0),
-        "states": states,
-        "databases": queries.groups(leases, by="database"),
-        "holders": queries.groups(leases, by="holder"),
-        "rows": queries.first_leases(leases),
-        "most": queries.MOST_LISTED,
-        "sessions": queries.open_sessions(leases),
-        "returns": returns,
-        "more_returns": more_returns,
-        "come_back": any(row.comes_back for row in returns) or more_returns,
-    }
+    return Preview(
+        total=len(leases),
+        states=queries.in_states(leases),
+        databases=queries.groups(leases, by="database"),
+        holders=queries.groups(leases, by="holder"),
+        rows=queries.first_leases(leases),
+        sessions=queries.open_sessions(leases),
+        returns=returns,
+        more_returns=more_returns,
+    )
 
 
 def describe(scope: dict[str, Any]) -> str:
