@@ -23,7 +23,7 @@ from demo.valkey import Valkey
 from demo.workloads import CLUSTER, DATABASES, GATEWAY, MOUNT, SECOND_APPLICATIONS, VAULT
 
 # watch: a watch for each cluster, and three that sample, attribute and match meanwhile
-_QUEUES = {"ingest": 2, "watch": 5, "leases": 2, "actions": 2, "reports": 1}
+_QUEUES = {"ingest": 2, "watch": 5, "leases": 2, "actions": 4, "reports": 1}
 USER, VIEWER = "demo", "viewer"
 # what the product calls a claim, and the log-in metadata of the JWT role that holds it (demo.vault_setup)
 _CLAIMS = {

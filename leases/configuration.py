@@ -66,6 +66,7 @@ class VaultConfig(msgspec.Struct, forbid_unknown_fields=True):
     lease_mounts: list[str] = msgspec.field(default_factory=lambda: ["database"])
     reconcile_seconds: int = 600
     lookups_per_second: int = 600
+    revocations_per_second: int = 20
     audit_bytes_per_hour: int = 64_000_000
     namespaces: list[str] = []
     follow_leader: bool = True
@@ -132,6 +133,8 @@ class Policies(msgspec.Struct, forbid_unknown_fields=True):
     stale_after_seconds: float = 15.0
     max_lease_ttl_seconds: int = 0
     max_live_leases: int = 0
+    confirm_above: int = 5
+    approval_above: int = 0
     event_days: int = 400
     raw_days: int = 0
     archive: str = ""
@@ -238,6 +241,8 @@ def problems(configuration: Configuration) -> list[str]:
             found.append(f"vault {vault.name}: reconcile_seconds must be 5 or more")
         if not 1 <= vault.lookups_per_second <= 10_000:
             found.append(f"vault {vault.name}: lookups_per_second must be 1 to 10000")
+        if not 1 <= vault.revocations_per_second <= 1000:
+            found.append(f"vault {vault.name}: revocations_per_second must be 1 to 1000")
         if vault.audit_bytes_per_hour < 1_000_000:
             found.append(f"vault {vault.name}: audit_bytes_per_hour must be 1000000 or more")
         own = f"{vault.namespace.strip('/')}/".lstrip("/")
@@ -261,7 +266,7 @@ def problems(configuration: Configuration) -> list[str]:
 def limit_problems(configuration: Configuration) -> list[str]:
     limits: dict[str, int | None] = {
         f"policies.{name}": getattr(configuration.policies, name)
-        for name in ("max_lease_ttl_seconds", "max_live_leases")
+        for name in ("max_lease_ttl_seconds", "max_live_leases", "confirm_above", "approval_above")
     }
     limits |= {f"database {d.name}: max_lease_ttl_seconds": d.max_lease_ttl_seconds for d in configuration.databases}
     return [
@@ -471,6 +476,8 @@ def apply(configuration: Configuration) -> None:
             "stale_after_seconds": configuration.policies.stale_after_seconds,
             "max_lease_ttl_seconds": configuration.policies.max_lease_ttl_seconds,
             "max_live_leases": configuration.policies.max_live_leases,
+            "confirm_above": configuration.policies.confirm_above,
+            "approval_above": configuration.policies.approval_above,
             "event_days": configuration.policies.event_days,
             "raw_days": configuration.policies.raw_days,
             "archive": configuration.policies.archive.rstrip("/"),
@@ -496,6 +503,7 @@ def apply(configuration: Configuration) -> None:
                 "lease_mounts": [mount.strip("/") for mount in item.lease_mounts],
                 "reconcile_seconds": item.reconcile_seconds,
                 "lookups_per_second": item.lookups_per_second,
+                "revocations_per_second": item.revocations_per_second,
                 "audit_bytes_per_hour": item.audit_bytes_per_hour,
                 "namespaces": [namespace.strip("/") for namespace in item.namespaces],
                 "follow_leader": item.follow_leader,

@@ -1,7 +1,7 @@
 """Jobs: many leases ended one by one at the rate that their vault bears, in short turns; and what people may say meanwhile.
 
-A turn ends after TURN_SECONDS and queues the next one behind whatever was asked meanwhile. What a lost worker leaves, the sweep takes
-up: the job by stuck(), an item that it held by revoke.stuck().
+A turn ends after TURN_SECONDS and queues the next one behind whatever was asked meanwhile. A few go on at once, each in a lane of
+its own. What a lost worker leaves, the sweep takes up: its lane by due(), an item that it held when its claim has passed.
 """
 
 import time
@@ -21,11 +21,12 @@ from leases.models.actions import (
     JobState,
     RevocationState,
 )
+from leases.revoke import Did
 from leases.turns import turn
 
 TURN_SECONDS = 2.0
-# a turn says that it is at it; once this has passed the sweep looks whether somebody really is
-CLAIM = timedelta(seconds=5)
+# turns at one job that may run at once, each in a worker of its own
+LANES = 3
 # items that a turn looks at
 CANDIDATES = 200
 
@@ -130,38 +131,44 @@ def retry(job: Job, *, by: str, now: datetime) -> int:
         return count
 
 
-def work_on(job_id: int) -> bool:
-    """One turn at a job's items: at most TURN_SECONDS, but for an item that takes longer. True if another turn is to follow at once.
+def work_on(job_id: int, lane: int = 0) -> bool:
+    """One turn of one lane at a job's items: at most TURN_SECONDS, but for an item that takes longer. True if another is to follow.
 
-    Safe at any time, and several times at once: one worker at a time has the turn.
+    Safe at any time, and several times at once: a lane has one worker at a time, and so has an item.
     """
     end = time.monotonic() + TURN_SECONDS
-    with turn("job", job_id) as mine:
-        if not mine or not _claim(job_id, now=timezone.now()):
+    with turn(f"job lane {lane}", job_id) as mine:
+        if not mine or not _runs(job_id, now=timezone.now()):
             return False
-        done, deaf = 0, set()
-        for item, vault in _next_items(job_id, now=timezone.now()):
+        worked, deaf = False, set()
+        for item, vault in _next_items(job_id, lane, now=timezone.now()):
             if time.monotonic() >= end:
                 break
             if vault in deaf:
                 continue
-            if revoke.carry_out(item):
-                done += 1
-            else:
-                deaf.add(vault)
+            match revoke.carry_out(item):
+                case Did.WAITS:
+                    deaf.add(vault)
+                case Did.WORKED:
+                    worked = True
         if _settle(job_id, now=timezone.now()):
             return False
-        if done:
-            # the next turn may begin at once
-            Job.objects.filter(pk=job_id).update(claimed_until=timezone.now())
-        return done > 0
+        if deaf and not worked:
+            _hold(job_id, seconds=revoke.WAIT_SECONDS, now=timezone.now())
+        return worked
 
 
-def stuck(*, now: datetime) -> list[int]:
-    """Running jobs that no worker is at: it is gone, the broker lost the message, or their vault did not answer a while ago."""
-    # nobody is late for that long
-    late = Q(claimed_until=None) | Q(claimed_until__lt=now - timedelta(seconds=1))
-    return list(Job.objects.filter(late, state=JobState.RUNNING).order_by("id").values_list("id", flat=True)[:100])
+def lanes(job_id: int) -> range:
+    """As many as it has work for."""
+    waiting = Revocation.objects.filter(action__job=job_id, state__in=OPEN_REVOCATION_STATES)
+    return range(min(LANES, max(1, len(waiting.values_list("id")[:LANES]))))
+
+
+def due(*, now: datetime) -> list[int]:
+    """Running jobs, but for those whose vaults did not answer a moment ago. One that is worked on loses nothing by another start:
+    its lanes are taken."""
+    ready = Q(claimed_until=None) | Q(claimed_until__lte=now)
+    return list(Job.objects.filter(ready, state=JobState.RUNNING).order_by("id").values_list("id", flat=True)[:100])
 
 
 def move(job: Job, to: JobState, *, now: datetime, **fields: object) -> bool:
@@ -221,19 +228,25 @@ def _items(action_id: uuid.UUID, state: RevocationState) -> QuerySet[Revocation]
     return Revocation.objects.filter(action=action_id, state=state)
 
 
-def _claim(job_id: int, *, now: datetime) -> bool:
-    return bool(Job.objects.filter(pk=job_id, state=JobState.RUNNING).update(claimed_until=now + CLAIM))
+def _runs(job_id: int, *, now: datetime) -> bool:
+    return Job.objects.filter(pk=job_id, state=JobState.RUNNING).exclude(claimed_until__gt=now).exists()
 
 
-def _next_items(job_id: int, *, now: datetime) -> list[tuple[int, int]]:
+def _hold(job_id: int, *, seconds: float, now: datetime) -> None:
+    Job.objects.filter(pk=job_id, state=JobState.RUNNING).update(claimed_until=now + timedelta(seconds=seconds))
+
+
+def _next_items(job_id: int, lane: int, *, now: datetime) -> list[tuple[int, int]]:
     """Open items that nobody holds, with their vaults: those that were not tried yet first, so that one that Vault does not
-    answer holds nobody back."""
+    answer holds nobody back. Each lane begins with its share."""
     free = Q(claimed_until=None) | Q(claimed_until__lte=now)
-    return list(
+    items = list(
         Revocation.objects.filter(free, action__job=job_id, state__in=OPEN_REVOCATION_STATES)
         .order_by(F("claimed_until").asc(nulls_first=True), "id")
         .values_list("id", "lease__vault_id")[:CANDIDATES]
     )
+    own = items[lane::LANES]
+    return own + [item for item in items if item not in set(own)]
 
 
 def _settle(job_id: int, *, now: datetime) -> bool:

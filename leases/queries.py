@@ -25,6 +25,7 @@ from leases.models import (
     Certainty,
     Cluster,
     Database,
+    Job,
     Lease,
     LeaseState,
     Pod,
@@ -37,7 +38,7 @@ from leases.models import (
     Vault,
     WatchedKind,
 )
-from leases.models.actions import OPEN_REVOCATION_STATES
+from leases.models.actions import OPEN_REVOCATION_STATES, JobState
 from leases.models.sources import SourceKind
 
 PAGE = 50
@@ -341,6 +342,8 @@ def recent_ends(*, limit: int) -> list[Lease]:
 def running_revocations(*, limit: int) -> list[Revocation]:
     """Revocations whose outcome is still open, oldest first."""
     rows = Revocation.objects.filter(state__in=OPEN_REVOCATION_STATES).select_related("action", "lease")
+    # one action may name thousands
+    rows = rows.defer("action__targets")
     return list(rows.order_by("requested_at", "id")[:limit])
 
 
@@ -503,7 +506,8 @@ def account_deleted_at(lease: Lease) -> datetime | None:
 
 def revocations_of(lease: Lease) -> list[Revocation]:
     """Everything that people here did to end this lease, last first."""
-    return list(lease.revocations.select_related("action").order_by("-requested_at", "-id"))
+    rows = lease.revocations.select_related("action").defer("action__targets")
+    return list(rows.order_by("-requested_at", "-id"))
 
 
 # --- actions -----------------------------------------------------------------------------------------------------
@@ -553,6 +557,17 @@ class RevocationCount(TypedDict):
 def revocations_by_state() -> list[RevocationCount]:
     rows = Revocation.objects.order_by("state").values_list("state").annotate(count=Count("id"))
     return [{"state": state, "count": count} for state, count in rows]
+
+
+def jobs_by_state() -> list[RevocationCount]:
+    rows = Job.objects.order_by("state").values_list("state").annotate(count=Count("id"))
+    return [{"state": state, "count": count} for state, count in rows]
+
+
+def waiting_jobs(*, limit: int = PAGE) -> list[Job]:
+    """Jobs that wait for another responder's word, oldest first."""
+    rows = Job.objects.filter(state=JobState.WAITING).select_related("action").defer("action__targets")
+    return list(rows.order_by("id")[:limit])
 
 
 # --- which pod used which database -------------------------------------------------------------------------------

@@ -7,6 +7,8 @@ import logging
 import time
 from collections.abc import Collection
 from datetime import datetime, timedelta
+from enum import Enum, auto
+from functools import partial
 
 from django.db import connection, transaction
 from django.db.models import Q
@@ -155,12 +157,11 @@ def fill(job: Job, *, leases: list[Lease], taken: list[Revocation], now: datetim
 
 
 def queue(job: Job, *, now: datetime) -> None:
-    """Its first turn, after commit."""
-    from leases.tasks import work_on_job
+    """Its first turns, after commit. Should the broker lose the message, the sweep finds the job."""
+    from leases.tasks import start_job
 
-    # due at once: should the broker lose the message, the sweep finds it
-    Job.objects.filter(pk=job.pk).update(claimed_until=now)
-    work_on_job.delay_on_commit(job.pk)  # type: ignore[attr-defined]  # Celery's Django task has it
+    Job.objects.filter(pk=job.pk).update(claimed_until=None, updated_at=now)
+    transaction.on_commit(partial(start_job, job.pk))
 
 
 def say(job: Job, name: str, detail: str, *, now: datetime) -> None:
@@ -228,20 +229,30 @@ def release(revocation: Revocation, *, seconds: float, now: datetime) -> None:
     )
 
 
-def carry_out(revocation_id: int) -> bool:
-    """Ends one lease and verifies its end. False if its vault cannot be asked now: then it waits, and is taken up again.
+class Did(Enum):
+    """What became of one turn at a revocation."""
+
+    WORKED = auto()
+    # it is at its end, or another worker has it
+    NOTHING = auto()
+    # its vault cannot be asked now; it is taken up again
+    WAITS = auto()
+
+
+def carry_out(revocation_id: int) -> Did:
+    """Ends one lease and verifies its end.
 
     Safe to run again after a worker was lost: what the lost one may have done is looked for before Vault is told again.
     """
     revocation = claim(revocation_id, now=timezone.now())
     if revocation is None:
-        return True
+        return Did.NOTHING
     try:
         if revocation.state in {RevocationState.REQUESTED, RevocationState.REVOKING}:
             wait = pace.reserve(revocation.lease.vault, most=PACE_SECONDS)
             if wait is None:
                 release(revocation, seconds=WAIT_SECONDS, now=timezone.now())
-                return False
+                return Did.WAITS
             time.sleep(wait)
         _carry_on(revocation)
     except _OF_THE_VAULT as error:
@@ -250,10 +261,10 @@ def carry_out(revocation_id: int) -> bool:
         _note_once(revocation, _step(revocation), error)
         release(revocation, seconds=WAIT_SECONDS, now=timezone.now())
         pace.hold(revocation.lease.vault, seconds=WAIT_SECONDS)
-        return False
+        return Did.WAITS
     except SourceError as error:
         fail(revocation, _step(revocation), str(error), now=timezone.now())
-    return True
+    return Did.WORKED
 
 
 def _carry_on(revocation: Revocation) -> None:
@@ -396,17 +407,23 @@ def _verify(revocation: Revocation) -> None:
             now=now,
         )
     outcome, detail = user_gone(lease)
+    forced = is_forced(revocation)
+    if forced and outcome == Outcome.FAILED:
+        detail = f"{detail} {FORCE_CONSEQUENCES[0]}"
     note(revocation, USER_GONE, outcome, detail, now=timezone.now())
     ended = ending.finish(lease, revocation.sessions)
     now = timezone.now()
     with transaction.atomic():
         note(revocation, ending.SESSIONS_ENDED, ended.outcome, ended.detail, now=now)
-        move(revocation, _verdict(outcome, ended.outcome), now=now)
+        move(revocation, _verdict(outcome, ended.outcome, forced=forced), now=now)
 
 
-def _verdict(user: Outcome, sessions: Outcome) -> RevocationState:
-    """Green only where both were seen gone. A session that lives on is no reason to revoke again: the lease and its user are gone."""
-    if user == Outcome.FAILED:
+def _verdict(user: Outcome, sessions: Outcome, *, forced: bool) -> RevocationState:
+    """Green only where both were seen gone. A session that lives on is no reason to revoke again: the lease and its user are gone.
+
+    Forcing leaves the user behind: that is looked at again once somebody has dropped it.
+    """
+    if user == Outcome.FAILED and not forced:
         return RevocationState.FAILED
     both = user == sessions == Outcome.OK
     return RevocationState.VERIFIED if both else RevocationState.UNVERIFIED

@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 # how long one turn at a watch or a follow may last; well below the 30 s that a task may take
 TURN_SECONDS = 15.0
+# how often beat looks for what was left half done
+RESUME_SECONDS = 2.0
 # one vault's slice of a round of lookups
 LOOK_UP_SECONDS = 0.5
 
@@ -133,12 +135,19 @@ def reconcile_leases() -> None:
 
 
 @shared_task
-def work_on_job(job_id: int) -> None:
+def work_on_job(job_id: int, lane: int = 0) -> None:
     """One short turn; the next one is queued behind whatever was asked meanwhile."""
-    goes_on = jobs.work_on(job_id)
+    goes_on = jobs.work_on(job_id, lane)
     meter.flush(now=timezone.now())
     if goes_on:
-        work_on_job.delay(job_id)
+        work_on_job.delay(job_id, lane)
+
+
+def start_job(job_id: int) -> None:
+    """Queues a turn of each of its lanes; of one that goes on already this is the end."""
+    for lane in jobs.lanes(job_id):
+        # beat asks again before that
+        work_on_job.apply_async((job_id, lane), expires=RESUME_SECONDS * 2)
 
 
 @shared_task
@@ -153,5 +162,5 @@ def resume_stuck_revocations() -> None:
     now = timezone.now()
     for revocation_id in revoke.stuck(now=now):
         carry_out_revocation.delay(revocation_id)
-    for job_id in jobs.stuck(now=now):
-        work_on_job.delay(job_id)
+    for job_id in jobs.due(now=now):
+        start_job(job_id)

@@ -1,11 +1,17 @@
 # Policy of the account that responds: ends single leases and looks whether they are gone. It lists nothing, ends nothing
-# by prefix and forces nothing. Only the `actions` workers need its secret. Where leases of other mounts are to be
+# by prefix and, unless you let it, forces nothing. Only the `actions` workers need its secret. Where leases of other mounts are to be
 # revoked, repeat the first rule for each of them.
 
 # Ends one lease, named in the URL, so that the audit log has its id in plain text.
 path "sys/leases/revoke/database/*" {
   capabilities = ["update"]
 }
+
+# Only where people shall be able to make Vault forget a lease that it cannot revoke (docs/revoking.md): the database user then lives
+# on until somebody drops it. Leasehold names one whole lease id; the rule itself would allow prefixes, so leave it out until it is needed.
+# path "sys/leases/revoke-force/database/*" {
+#   capabilities = ["update", "sudo"]
+# }
 
 # Whether the lease is gone: Vault answers 204 to a revocation even for a lease that it does not know.
 path "sys/leases/lookup" {

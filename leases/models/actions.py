@@ -115,7 +115,7 @@ class Job(models.Model):
     decided_at = models.DateTimeField(null=True)
     stopped_by = models.TextField(blank=True)
     stopped_at = models.DateTimeField(null=True)
-    # a worker that holds it says until when
+    # its vaults did not answer: not to be worked on before
     claimed_until = models.DateTimeField(null=True)
     updated_at = models.DateTimeField()
 
@@ -127,7 +127,7 @@ class Job(models.Model):
             ),
         ]
         indexes = [
-            # revoke.stuck_jobs()
+            # jobs.due()
             models.Index(fields=["claimed_until"], name="job_running", condition=Q(state=JobState.RUNNING)),
             # queries.waiting_jobs()
             models.Index(fields=["id"], name="job_waiting", condition=Q(state=JobState.WAITING)),
