@@ -561,8 +561,8 @@ def containment(*leases: Lease, state: str = "contained", ago: float = 40, **fie
         entity_id=str(uuid.uuid4()),
         name=f"entity_{secrets.token_hex(4)}",
         aliases=[
-            {"mount": "kubernetes", "name": str(uuid.uuid4())},
-            {"mount": "jwt", "name": f"system:serviceaccount:{first.service_account_namespace}:{name}"},
+            {"mount": "auth/kubernetes", "name": str(uuid.uuid4())},
+            {"mount": "auth/jwt", "name": f"system:serviceaccount:{first.service_account_namespace}:{name}"},
         ],
         disabled_at=made.at + timedelta(seconds=0.2),
     )

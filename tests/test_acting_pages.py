@@ -547,7 +547,7 @@ def test_a_plan_to_contain_shows_what_a_worker_finds_as_soon_as_it_did(responder
                 "vault": "demo",
                 "vault_namespace": "",
                 "entity_id": "e-1",
-                "aliases": [{"mount": "jwt", "name": "x"}],
+                "aliases": [{"mount": "auth/jwt", "name": "x"}],
                 "tokens": 3,
             }
         ]

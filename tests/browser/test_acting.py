@@ -48,8 +48,8 @@ def test_every_page_on_which_people_act(site: str, page: Page) -> None:
                 "entity_id": "0b7c3e5d-5d0f-4f6b-8f3d-2a7f4f1f6a10",
                 "name": "entity_5b1c8f40",
                 "aliases": [
-                    {"mount": "kubernetes", "name": "5f1d9a3e-4a0a-4f0e-9b57-6f5b4c0f2a11"},
-                    {"mount": "jwt", "name": "system:serviceaccount:shop:checkout"},
+                    {"mount": "auth/kubernetes", "name": "5f1d9a3e-4a0a-4f0e-9b57-6f5b4c0f2a11"},
+                    {"mount": "auth/jwt", "name": "system:serviceaccount:shop:checkout"},
                 ],
                 "shared_with": ["shop/cart"],
                 "tokens": 4,
