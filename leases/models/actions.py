@@ -58,7 +58,7 @@ class Action(models.Model):
 
     class Meta:
         constraints = [models.CheckConstraint(condition=~Q(reason=""), name="an_action_has_a_reason")]
-        indexes = [models.Index(fields=["-at", "-id"], name="action_newest")]  # queries.actions_page()
+        indexes = [models.Index(fields=["-at", "-id"], name="action_newest")]  # action_queries.actions_page()
 
     def __str__(self) -> str:
         return f"{self.kind} by {self.by} at {self.at:%FT%TZ}"
@@ -81,7 +81,7 @@ class ActionStep(models.Model):
     at = models.DateTimeField()
 
     class Meta:
-        indexes = [models.Index(fields=["action", "at", "id"], name="action_step_in_order")]  # queries.receipt()
+        indexes = [models.Index(fields=["action", "at", "id"], name="action_step_in_order")]  # action_queries.own_steps()
 
     def __str__(self) -> str:
         return f"{self.name}: {self.outcome}"
@@ -132,7 +132,7 @@ class Job(models.Model):
         indexes = [
             # jobs.due()
             models.Index(fields=["claimed_until"], name="job_running", condition=Q(state=JobState.RUNNING)),
-            # queries.waiting_jobs()
+            # action_queries.waiting_jobs()
             models.Index(fields=["id"], name="job_waiting", condition=Q(state=JobState.WAITING)),
         ]
 
