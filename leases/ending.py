@@ -101,8 +101,8 @@ def thaw(frozen: object) -> Backends | None:
 def tell(database: Database, seen: Backends) -> str:
     """What was seen, in words."""
     if not seen.backends:
-        return f"{seen.user} had no session in {database.name}"
-    return f"{seen.user} had {_count(seen.backends)} in {database.name}: {name(seen.backends)}"
+        return f"{seen.user} had no session on {database.name}"
+    return f"{seen.user} had {_count(seen.backends)} on {database.name}: {name(seen.backends)}"
 
 
 def name(backends: Sequence[Backend]) -> str:
@@ -185,9 +185,8 @@ def _ended(database: Database, seen: Backends) -> Ended:
         if not wanted:
             break
     if left.backends:
-        still = f"{_count(left.backends)} of {seen.user} still live in {database.name} after {WAIT_SECONDS:g} s: "
-        by_hand = f". End them there as an administrator: {_by_hand(database, left)}"
-        return Ended(Outcome.FAILED, still + name(left.backends) + by_hand, left.backends)
+        still = _still(database, left, after=f" after {WAIT_SECONDS:g} s")
+        return Ended(Outcome.FAILED, still, left.backends)
     return Ended(Outcome.OK, _what_ended(database, seen, known, told))
 
 
@@ -205,11 +204,10 @@ def _left_alone(database: Database, seen: Backends, *, why: str) -> Ended:
         ended = (
             f"{_count(seen.backends)} of {seen.user} ended by themselves" if seen.backends else f"{seen.user} had none"
         )
-        return Ended(Outcome.OK, f"{ended}; none lives in {database.name}")
+        return Ended(Outcome.OK, f"{ended}; none lives on {database.name}")
     return Ended(
         Outcome.FAILED,
-        f"{_count(left.backends)} of {seen.user} still live in {database.name}: {name(left.backends)}. "
-        f"End them there as an administrator: {_by_hand(database, left)} "
+        f"{_still(database, left)} "
         + (why or "Leasehold does it where the database has a responding account (`respond`, docs/databases.md)."),
         left.backends,
     )
@@ -240,23 +238,28 @@ def _same_server(database: Database, seen: Backends, now: Server) -> None:
 
 def _what_ended(database: Database, seen: Backends, known: dict[str, Backend], told: set[str]) -> str:
     if not known:
-        return f"{seen.user} had none; none lives in {database.name}"
+        return f"{seen.user} had none; none lives on {database.name}"
     words = f"{_count(list(known.values()))} of {seen.user} ended: {name(list(known.values()))}"
     by_itself, between = len(known) - len(told), len(known) - len(seen.backends)
     if between:
         words += f". {between:,} of them began after the first look"
     if by_itself:
         words += f". {by_itself:,} had ended by then without Leasehold"
-    return f"{words}. None lives in {database.name}"
+    return f"{words}. None lives on {database.name}"
 
 
 def _unknown(database: Database, seen: Backends, error: SourceError) -> str:
     what = f"{name(seen.backends)} of {seen.user}" if seen.backends else f"sessions of {seen.user}"
-    return f"Whether {what} live in {database.name} is not known. {error}"
+    return f"Whether {what} live on {database.name} is not known. {error}"
 
 
-def _by_hand(database: Database, left: Backends) -> str:
-    return databases.get(database.kind).by_hand(left)
+def _still(database: Database, left: Backends, *, after: str = "") -> str:
+    """Who lives on, and what an administrator types against it."""
+    lives = "lives" if len(left.backends) == 1 else "live"
+    return (
+        f"{_count(left.backends)} of {left.user} still {lives} on {database.name}{after}: {name(left.backends)}. "
+        f"End what is left there as an administrator: {databases.get(database.kind).by_hand(left)}"
+    )
 
 
 def _name(backend: Backend) -> str:

@@ -202,3 +202,9 @@ def port_of(session: "pymysql.Connection[pymysql.cursors.Cursor]") -> int:
     """The client's own end of a session over TCP."""
     port: int = session._sock.getsockname()[1]  # type: ignore[attr-defined]
     return port
+
+
+def number_of(session: "pymysql.Connection[pymysql.cursors.Cursor]") -> int:
+    """What the server calls the session."""
+    number: int = session.thread_id()  # type: ignore[no-untyped-call]
+    return number
