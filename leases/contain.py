@@ -598,7 +598,7 @@ def _end_leases(containment: Containment) -> float | None:
         return SOON_SECONDS
     if (early := _disabled_at(containment) + CATCH_UP - timezone.now()) > timedelta(0):
         return early.total_seconds()
-    if _without_item(containment) and _rounds(containment) <= MOST_ROUNDS:
+    if _without_item(containment) and _rounds(containment) < MOST_ROUNDS:
         return 0.0
     _go_on(containment, ContainmentStage.TOKENS)
     return None
@@ -648,13 +648,13 @@ def _fill(containment: Containment, job: Job) -> None:
             return
         free, taken = revoke.divide(wanted)
         now = timezone.now()
-        if later:
+        if added := [lease.lease_id for lease in free if lease.pk not in frozen]:
             _say_once(
                 containment,
                 LEASES_ADDED,
                 Outcome.OK,
-                f"{len(later):,} lease{' was' if len(later) == 1 else 's were'} read after the plan and before the identity was disabled, or "
-                f"turned up later: {', '.join(lease.lease_id for lease in free if lease.pk in set(later[:5]))}",
+                f"{len(added):,} lease{' was' if len(added) == 1 else 's were'} read after the plan, or turned up later: "
+                f"{', '.join(added[:5])}{' …' if len(added) > 5 else ''}",
             )
         if job.state == JobState.DONE and free:
             jobs.move(job, JobState.RUNNING, now=now)

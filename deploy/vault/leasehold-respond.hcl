@@ -1,5 +1,5 @@
-# Policy of the account that responds: ends single leases and looks whether they are gone. It lists nothing, ends nothing
-# by prefix and, unless you let it, forces nothing. Only the `actions` workers need its secret. Where leases of other mounts are to be
+# Policy of the account that responds: ends single leases, looks whether they are gone, and contains service accounts. It lists no lease, ends
+# nothing by prefix and, unless you let it, forces nothing. Only the `actions` workers need its secret. Where leases of other mounts are to be
 # revoked, repeat the first rule for each of them.
 
 # Ends one lease, named in the URL, so that the audit log has its id in plain text.
@@ -17,6 +17,12 @@ path "sys/leases/revoke/database/*" {
 path "sys/leases/lookup" {
   capabilities = ["update"]
 }
+
+# Where Vault has the password of the account that ends sessions of revoked leases (`respond = { static_role = … }` of a database in
+# leasehold.toml): that credential and no other. A dynamic role (`respond = { role = … }`) needs `creds` instead of `static-creds`.
+# path "database/static-creds/leasehold-respond" {
+#   capabilities = ["read"]
+# }
 
 # -- Containing a service account (docs/containing.md). Leave these rules out where that is not wanted: revoking works without them.
 
@@ -51,12 +57,6 @@ path "auth/token/revoke-accessor" {
 
 # Where auth mounts of child namespaces are tied to a cluster, the same six rules below each of them, as in
 # path "+/identity/entity/id/+" { … }
-
-# Where Vault has the password of the account that ends sessions of revoked leases (`respond = { static_role = … }` of a database in
-# leasehold.toml): that credential and no other. A dynamic role (`respond = { role = … }`) needs `creds` instead of `static-creds`.
-# path "database/static-creds/leasehold-respond" {
-#   capabilities = ["read"]
-# }
 
 # The account's own token: how long it lives, living longer, and what `manage.py doctor` says that it may do. The
 # `default` policy grants the same; named here so that the account works without it.
