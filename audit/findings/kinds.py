@@ -69,5 +69,6 @@ DO: dict[str, str] = {
     K.GHOST_USER: "See that nobody uses it, then drop it in the database (DROP OWNED BY and DROP ROLE). Forced revocations "
     "(revoke-force) leave such users behind, and so does a database that is restored from a backup.",
     K.NO_USER: "Find out who dropped the user. Revoke the lease, so that its holder reads a new one.",
-    K.USER_VANISHED: "End the session in the database (pg_terminate_backend). For good: let the role's revocation statements end them.",
+    K.USER_VANISHED: "End the session in the database (pg_terminate_backend). For good: give Leasehold an account that does it when it revokes "
+    "(respond, docs/databases.md), or let the role's revocation statements end them.",
 }
