@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from django.db.models import Count, Exists, Max, OuterRef, Q, QuerySet
+from django.db.models import Count, Exists, F, Func, IntegerField, Max, OuterRef, Q, QuerySet
 
 from leases.models import Action, ActionStep, Containment, Job, Lease, LeaseState, Plan, Revocation, Session
 from leases.models.actions import OPEN_CONTAINMENT_STATES, OPEN_REVOCATION_STATES, JobState, RevocationState
@@ -137,7 +137,7 @@ class ActionPage:
 def actions_page(where: ActionFilter | None = None, *, before: Cursor | None = None, size: int = PAGE) -> ActionPage:
     """One page of actions, last first, in two queries. Raises ValueError for a foreign cursor."""
     where = where or ActionFilter()
-    rows = Action.objects.select_related("job")
+    rows = _short(Action.objects.select_related("job"))
     if where.kind:
         rows = rows.filter(kind=where.kind)
     if where.by:
@@ -170,16 +170,18 @@ def job_of(action: Action) -> Job | None:
 
 
 def waiting_jobs(*, limit: int = PAGE) -> list[Job]:
-    """Jobs that another responder has to allow, the oldest first."""
-    rows = Job.objects.filter(state=JobState.WAITING).select_related("action")
-    return list(rows.order_by("id")[:limit])
+    """Jobs that another responder has to allow, the oldest first, each with how many leases it is `meant` to end."""
+    length = Func(F("action__targets"), function="jsonb_array_length", output_field=IntegerField())
+    rows = Job.objects.filter(state=JobState.WAITING).select_related("action").defer("action__targets")
+    return list(rows.annotate(meant=length).order_by("id")[:limit])
 
 
 # --- one action --------------------------------------------------------------------------------------------------
 
 
 def action(pk: uuid.UUID) -> Action | None:
-    return Action.objects.select_related("job", "containment", "undone_containment", "plan").filter(pk=pk).first()
+    rows = Action.objects.select_related("job", "containment", "undone_containment", "plan").defer("plan__leases")
+    return _short(rows).filter(pk=pk).first()
 
 
 def own_steps(action: Action) -> list[ActionStep]:
@@ -232,8 +234,15 @@ def forcible(action: Action) -> list[int]:
     return [row.lease_id for row in failed.only("lease_id").order_by("id")[:MOST_FORCED]]
 
 
+def _short(rows: QuerySet[Action]) -> QuerySet[Action]:
+    """Without the targets, which may be thousands, but with how many (`meant`) and the first of them."""
+    length = Func(F("targets"), function="jsonb_array_length", output_field=IntegerField())
+    return rows.defer("targets").annotate(meant=length, first_target=F("targets__0"))
+
+
 def _revocations(action: Action) -> QuerySet[Revocation]:
-    return action.revocations.select_related("action", "lease__vault", "lease__database").order_by("id")
+    rows = action.revocations.select_related("action", "lease__vault", "lease__database")
+    return rows.defer("action__targets", "sessions").order_by("id")
 
 
 def _with_steps(action: Action, rows: Sequence[Revocation]) -> list[Item]:
@@ -275,7 +284,7 @@ class ContainmentPage:
 
 def containments_page(*, open_only: bool, before: Cursor | None = None, size: int = PAGE) -> ContainmentPage:
     """One page of containments, last first."""
-    rows = Containment.objects.select_related("action", "undo")
+    rows = Containment.objects.select_related("action", "undo").defer("action__targets", "undo__targets")
     if open_only:
         rows = rows.filter(state__in=OPEN_CONTAINMENT_STATES)
     if before:
@@ -286,13 +295,14 @@ def containments_page(*, open_only: bool, before: Cursor | None = None, size: in
 
 
 def containment(pk: int) -> Containment | None:
-    return Containment.objects.select_related("action__job", "undo").filter(pk=pk).first()
+    rows = Containment.objects.select_related("action__job", "undo").defer("action__targets", "undo__targets")
+    return rows.filter(pk=pk).first()
 
 
 def containment_of(*, cluster: str, namespace: str, service_account: str) -> Containment | None:
     """The one that a service account is under now."""
     rows = Containment.objects.filter(cluster=cluster, namespace=namespace, service_account=service_account)
-    return rows.filter(state__in=OPEN_CONTAINMENT_STATES).select_related("action").first()
+    return rows.filter(state__in=OPEN_CONTAINMENT_STATES).select_related("action").defer("action__targets").first()
 
 
 def containment_version(containment: Containment) -> str:
