@@ -82,6 +82,7 @@ def examine() -> Iterator[Finding]:
         yield _try(f"vault {vault.name}, auth mounts", partial(auth_mounts, vault))
     for database_ in Database.objects.filter(vault__retired=False).select_related("vault").order_by("id"):
         yield _try(f"database {database_.path}", partial(checks.check_database, database_, now=timezone.now()))
+        yield _try(f"database {database_.path}, ending sessions", partial(checks.check_responding, database_))
     for stream in Stream.objects.filter(retired=False).select_related("device__vault").order_by("id"):
         yield _try(f"stream {stream}", partial(readable, stream))
     for log in DatabaseLog.objects.filter(retired=False).order_by("path", "id"):

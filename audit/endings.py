@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from django.db import connection
+from django.db.models import Q
 
 from audit.intern import are_near, digest, epoch_of, near
 from audit.lines import Half
@@ -18,7 +19,7 @@ from audit.models import Ending, Stream, Token
 from audit.secrets import HMAC
 from leases.ends import NO_SUCH_LEASE, OUTLIVED
 from leases.identity import mount_path
-from leases.models import EndReason, Policy, Revocation, Vault
+from leases.models import ActionKind, EndReason, Policy, Revocation, Vault
 from leases.models.actions import Outcome, RevocationState
 from leases.revoke import AUDIT_SEEN, note
 
@@ -373,10 +374,10 @@ def confirm_revocations(stream: Stream, halves: list[Half], *, now: datetime) ->
     """Vault's own audit lines of revocations that were asked for here, as the last step of their receipts."""
     for half in halves:
         aimed = aim(half)
-        if aimed is None or aimed[0] is not By.LEASE_ID or not half.what[2].startswith("sys/"):
+        if aimed is None or aimed[0] not in {By.LEASE_ID, By.FORCE} or not half.what[2].startswith("sys/"):
             continue
-        if "/revoke/" in half.what[2] and _by_our_own(stream, half):
-            confirm_revocation(stream, aimed[1], half, now)
+        if half.what[2].startswith(("sys/leases/revoke/", "sys/leases/revoke-force/")) and _by_our_own(stream, half):
+            confirm_revocation(stream, aimed[1], half, now, forced=aimed[0] is By.FORCE)
 
 
 def _by_our_own(stream: Stream, half: Half) -> bool:
@@ -391,14 +392,16 @@ def _by_our_own(stream: Stream, half: Half) -> bool:
     ).exists()
 
 
-def confirm_revocation(stream: Stream, lease_id: str, half: Half, now: datetime) -> None:
+def confirm_revocation(stream: Stream, lease_id: str, half: Half, now: datetime, *, forced: bool = False) -> None:
+    of_the_kind = Q(action__kind=ActionKind.FORCE)
     revocation = (
         Revocation.objects.filter(
             lease__vault=stream.device.vault_id,
             lease__lease_id=lease_id,
             audit_request_id="",
         )
-        .exclude(state__in=[RevocationState.REQUESTED, RevocationState.FAILED])
+        .filter(of_the_kind if forced else ~of_the_kind)
+        .exclude(state__in=[RevocationState.REQUESTED, RevocationState.FAILED, RevocationState.STOPPED])
         .select_related("lease")
         .order_by("-id")
         .first()

@@ -40,5 +40,6 @@ app.conf.beat_schedule = {
     # as above
     "sign-heads": _every("audit.tasks.sign_heads", 60.0),
     "reconcile-leases": _every("leases.tasks.reconcile_leases", 5.0),
-    "resume-stuck-revocations": _every("leases.tasks.resume_stuck_revocations", 5.0),
+    "resume-stuck-revocations": _every("leases.tasks.resume_stuck_revocations", 2.0),
+    "resume-stuck-containments": _every("leases.tasks.resume_stuck_containments", 2.0),
 }

@@ -28,8 +28,14 @@ def page(request: HttpRequest) -> dict[str, object]:
     return context | {
         "held_groups": [group for group in access.GROUPS if group in held],
         "sections": SECTIONS if access.may_read(held) else (),
-        "section": (match.url_name or "").partition("-")[0] if match else "",
+        "section": section_of(match.url_name or "") if match else "",
         "may_revoke": access.may_revoke(held),
         # asked for by the header, and by a part of a page that is sent again
         "open_findings": findings.open_by_severity,
     }
+
+
+def section_of(name: str) -> str:
+    """Which section an address belongs to, by its name."""
+    section = name.partition("-")[0]
+    return "actions" if section in {"plans", "containments"} else section

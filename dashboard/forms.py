@@ -8,7 +8,10 @@ from django import forms
 from audit.batch import OLDEST
 from audit.findings.queries import FindingFilter
 from audit.models import FindingKind, Severity
+from audit.targets import Scope, ScopeKind, UnknownScope
+from leases.action_queries import NOT_VERIFIED, ActionFilter
 from leases.models import Certainty, LeaseState
+from leases.models.actions import ActionKind, JobState
 from leases.models.sessions import Place
 from leases.queries import LeaseFilter
 from leases.session_queries import SessionFilter
@@ -136,10 +139,106 @@ class AccessForm(forms.Form):
 
 
 class RevokeForm(forms.Form):
+    """Why, and the ticket; with `leases` that many have to be typed."""
+
     reason = forms.CharField(
         max_length=500,
         widget=forms.Textarea(attrs={"rows": 2, "autocomplete": "off"}),
         error_messages={"required": "Write why. The reason stays with the action for good."},
+    )
+    ticket = forms.CharField(
+        max_length=100, required=False, label="Ticket", widget=forms.TextInput(attrs={"autocomplete": "off"})
+    )
+
+    def __init__(self, *args: Any, leases: int | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.leases = leases
+        if leases is not None:
+            self.fields["typed"] = forms.CharField(
+                max_length=20,
+                label=f"Type {leases} to confirm",
+                widget=forms.TextInput(attrs={"autocomplete": "off", "inputmode": "numeric"}),
+                error_messages={"required": f"Type {leases}: so many leases end."},
+            )
+
+    def clean_typed(self) -> str:
+        typed: str = self.cleaned_data["typed"]
+        if typed.replace(",", "").strip() != str(self.leases):
+            raise forms.ValidationError(f"{self.leases} leases end: type {self.leases}.")
+        return typed
+
+    @property
+    def why(self) -> str:
+        """Needs a valid form."""
+        return str(self.cleaned_data["reason"]).strip()
+
+    @property
+    def ticket_number(self) -> str:
+        """Needs a valid form."""
+        return str(self.cleaned_data["ticket"]).strip()
+
+
+# what can be written into the form; leases themselves are selected on their list
+SCOPES = [(kind, str(kind)) for kind in ScopeKind if kind != ScopeKind.LEASES]
+PLANNED = [ActionKind.REVOKE, ActionKind.CONTAIN, ActionKind.FORCE]
+
+
+class PlanForm(forms.Form):
+    """What a person wants to end, before anything is shown or done. `lease` comes once for each that was selected."""
+
+    kind = forms.ChoiceField(choices=[(kind, str(kind)) for kind in PLANNED], widget=forms.HiddenInput)
+    scope_kind = forms.ChoiceField(choices=[(kind, str(kind)) for kind in ScopeKind], label="Everything of")
+    scope_value = forms.CharField(
+        max_length=8000,
+        required=False,
+        label="Which",
+        widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+    )
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = super().clean() or {}
+        kind, value = cleaned.get("scope_kind"), cleaned.get("scope_value", "").strip()
+        if kind == ScopeKind.LEASES and hasattr(self.data, "getlist"):
+            value = value or ",".join(self.data.getlist("lease"))
+            if not value:
+                raise forms.ValidationError("No lease was selected. Tick those that are to end on the list of leases.")
+        if kind:
+            try:
+                cleaned["scope"] = Scope.parse(kind, value)
+            except UnknownScope as error:
+                self.add_error("scope_value", str(error))
+        return cleaned
+
+
+class ActionFilterForm(forms.Form):
+    kind = forms.ChoiceField(
+        choices=[("", "any"), *((kind, kind) for kind in (*ActionKind.values, "close finding", "report"))],
+        required=False,
+    )
+    by = forms.CharField(max_length=150, required=False, label="Person")
+    state = forms.ChoiceField(
+        choices=[
+            ("", "any"),
+            *((state, state) for state in JobState.values),
+            (NOT_VERIFIED, "with a lease not verified"),
+        ],
+        required=False,
+    )
+
+    def where(self) -> ActionFilter:
+        """The filter; needs a valid form."""
+        return ActionFilter(**{name: value.strip() for name, value in self.cleaned_data.items()})
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether anything is asked for."""
+        return any(value for name, value in self.data.items() if name in self.fields)
+
+
+class RefuseForm(forms.Form):
+    reason = forms.CharField(
+        max_length=500,
+        error_messages={"required": "Write why it is not to be done. The one who asked for it reads this."},
     )
 
 

@@ -59,6 +59,12 @@ class LedgerCollector(Collector):
             [([count["state"]], count["count"]) for count in queries.revocations_by_state()],
         )
         yield _gauge(
+            "leasehold_jobs",
+            "Jobs that end leases, by state; leasehold_revocations counts their items",
+            ["state"],
+            [([count["state"]], count["count"]) for count in queries.jobs_by_state()],
+        )
+        yield _gauge(
             "leasehold_findings_open",
             "Findings that are open, by what they are",
             ["kind", "severity"],

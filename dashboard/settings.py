@@ -200,8 +200,12 @@ CELERY_TASK_ROUTES = {
     "audit.tasks.look_for_findings": {"queue": "leases"},
     "audit.tasks.send_notices": {"queue": "reports"},
     "audit.tasks.send_notices_to": {"queue": "reports"},
+    "leases.tasks.work_on_job": {"queue": "actions"},
     "leases.tasks.carry_out_revocation": {"queue": "actions"},
     "leases.tasks.resume_stuck_revocations": {"queue": "actions"},
+    "leases.tasks.look_at_identities": {"queue": "actions"},
+    "leases.tasks.carry_out_containment": {"queue": "actions"},
+    "leases.tasks.resume_stuck_containments": {"queue": "actions"},
 }
 
 # by which receivers of notices know us

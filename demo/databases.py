@@ -8,7 +8,7 @@ from psycopg import sql
 from demo.postgres import Postgres
 from demo.workloads import DATABASES
 
-MONITOR = "leasehold_monitor"
+MONITOR, RESPONDER = "leasehold_monitor", "leasehold_responder"
 
 _TABLES: dict[str, LiteralString] = {
     "orders": """
@@ -46,8 +46,12 @@ def prepare(postgres: Postgres) -> None:
     """Make every role and database. Passwords are random and kept by `postgres` (see Postgres.dsn)."""
     _prepare_product(postgres)
     postgres.create_role(MONITOR, "NOSUPERUSER")
+    postgres.create_role(RESPONDER, "NOSUPERUSER")
     with psycopg.connect(postgres.dsn(), autocommit=True) as connection:
         connection.execute(sql.SQL("GRANT pg_monitor TO {}").format(sql.Identifier(MONITOR)))
+        connection.execute(
+            sql.SQL("GRANT pg_read_all_stats, pg_signal_backend TO {}").format(sql.Identifier(RESPONDER))
+        )
     for database in DATABASES:
         prepare_target(postgres, database)
 

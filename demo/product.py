@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from demo import kube, processes, state
-from demo.databases import MONITOR
+from demo.databases import MONITOR, RESPONDER
 from demo.files import write_secret
 from demo.openbao import OpenBao
 from demo.ports import Ports
@@ -23,7 +23,7 @@ from demo.valkey import Valkey
 from demo.workloads import CLUSTER, DATABASES, GATEWAY, MOUNT, SECOND_APPLICATIONS, VAULT
 
 # watch: a watch for each cluster, and three that sample, attribute and match meanwhile
-_QUEUES = {"ingest": 2, "watch": 5, "leases": 2, "actions": 2, "reports": 1}
+_QUEUES = {"ingest": 2, "watch": 5, "leases": 2, "actions": 4, "reports": 1}
 USER, VIEWER = "demo", "viewer"
 # what the product calls a claim, and the log-in metadata of the JWT role that holds it (demo.vault_setup)
 _CLAIMS = {
@@ -161,7 +161,7 @@ def kubernetes_token(cluster: str) -> str:
 def write_configuration(
     folder: Path, *, openbao: OpenBao, clusters: Mapping[str, kube.Cluster], database_log: Path
 ) -> None:
-    """`leasehold.toml` in the demo's folder, and the monitoring account's addresses in files beside it."""
+    """`leasehold.toml` in the demo's folder, and the addresses of its accounts in the databases in files beside it."""
     secrets_folder = folder / "leasehold"
 
     def login(role: str, token: str) -> list[str]:
@@ -205,6 +205,7 @@ def write_configuration(
             f"name = {_quoted(database)}",
             'kind = "postgresql"',
             f"monitor = {{ file = {_quoted(secrets_folder / f'{database}.dsn')} }}",
+            f"respond = {{ file = {_quoted(secrets_folder / f'{database}-respond.dsn')} }}",
             f'log = {{ path = {_quoted(database_log)}, format = "jsonlog" }}',
             # the gateway that some pods' traffic leaves through
             f"nat = [{_quoted(GATEWAY)}]",
@@ -212,11 +213,12 @@ def write_configuration(
     (folder / "leasehold.toml").write_text("\n".join(lines) + "\n")
 
 
-def write_monitor_accounts(folder: Path, postgres: Postgres) -> None:
-    """One file with an address for each database, as leasehold.toml refers to them."""
+def write_database_accounts(folder: Path, postgres: Postgres) -> None:
+    """For each database one file with the address of the account that looks, and one of the account that ends sessions."""
     (folder / "leasehold").mkdir(mode=0o700, exist_ok=True)
     for database in DATABASES:
         write_secret(folder / "leasehold" / f"{database}.dsn", postgres.dsn(MONITOR, database))
+        write_secret(folder / "leasehold" / f"{database}-respond.dsn", postgres.dsn(RESPONDER, database))
 
 
 def _has_ended(process: subprocess.Popen[bytes]) -> bool:

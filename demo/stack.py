@@ -177,7 +177,7 @@ class Stack:
             openbao=self._openbao,
             administrator=administrator,
         )
-        product.write_monitor_accounts(self.folder, self._postgres)
+        product.write_database_accounts(self.folder, self._postgres)
         product.write_configuration(
             self.folder,
             openbao=self._openbao,

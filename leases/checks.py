@@ -7,6 +7,7 @@ from urllib.parse import urlsplit
 from leases import clients, kube, monitors, sessions
 from leases.databases import SessionsHidden
 from leases.errors import Doubt
+from leases.identities import place
 from leases.kube import Kind, KubeClient, KubeDenied
 from leases.models import Cluster, Database, Pod, Vault
 from leases.vault import Health, VaultClient, VaultDenied, VaultError
@@ -45,6 +46,24 @@ def monitoring_paths(vault: Vault) -> list[str]:
 def needed_to_respond(vault: Vault) -> dict[str, list[str]]:
     """Path -> capabilities that the responding account needs (deploy/vault/leasehold-respond.hcl)."""
     return {f"sys/leases/revoke/{mount}/creds/any/any": ["update"] for mount in vault.lease_mounts}
+
+
+def needed_to_contain(vault: Vault) -> dict[str, list[str]]:
+    """The same for containing service accounts, which can be left out: beside each namespace that an auth mount of a cluster is in."""
+    own = vault.namespace.strip("/")
+    places = {place(vault, mount.path)[0] for mount in vault.auth_mounts.all()}
+    needed: dict[str, list[str]] = {}
+    for namespace in sorted(places):
+        below = f"{namespace.removeprefix(own).strip('/')}/".lstrip("/")
+        needed |= {
+            f"{below}sys/auth": ["read"],
+            f"{below}identity/lookup/entity": ["update"],
+            f"{below}identity/entity/id/any": ["read", "update"],
+            f"{below}auth/token/accessors": ["list", "sudo"],
+            f"{below}auth/token/lookup-accessor": ["update"],
+            f"{below}auth/token/revoke-accessor": ["update"],
+        }
+    return needed
 
 
 def check_vault(vault: Vault) -> Doubt | None:
@@ -124,12 +143,21 @@ def is_open(vault: Vault) -> bool:
     return health.initialized and not health.sealed
 
 
-def check_responder(vault: Vault) -> None:
+def check_responder(vault: Vault) -> Doubt | None:
     """The same for the account that revokes; only where its secret can be read (the `actions` workers)."""
     client = clients.responder(vault)
     client.ensure_ready()
-    needed = needed_to_respond(vault)
-    _check_capabilities(client, client.capabilities(list(needed)), needed, policy="leasehold-respond")
+    needed, wanted = needed_to_respond(vault), needed_to_contain(vault)
+    have = client.capabilities([*needed, *wanted])
+    _check_capabilities(client, have, needed, policy="leasehold-respond")
+    if not (missing := _missing(have, wanted)):
+        return None
+    path, capability = missing[0]
+    more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    return Doubt(
+        f"Vault {vault.name} lets nobody be contained in full: the responding account lacks {capability} on {path}{more}",
+        f"{_write_policy('leasehold-respond')} Leave it so if nobody is to contain service accounts (docs/containing.md).",
+    )
 
 
 def _missing(have: dict[str, list[str]], needed: dict[str, list[str]]) -> list[tuple[str, str]]:
@@ -195,6 +223,22 @@ def _check_rules(cluster: Cluster, client: KubeClient, kinds: list[Kind[Any]], *
             f"Give its service account these rules: {rules} (`kubectl apply -f deploy/kubernetes/rbac.yaml` grants just that).",
             *missing[0],
         )
+
+
+def check_responding(database: Database) -> Doubt | None:
+    """The responding account can log in, see sessions and end them; only where its secret can be read (the `actions` workers).
+
+    Raises SourceError. Without one that is a doubt, where leases can be revoked at all.
+    """
+    if database.respond:
+        clients.ask_responder(database, lambda kind, dsn: kind.check_responder(dsn))
+        return None
+    if not database.monitor or not database.vault.respond:
+        return None
+    return Doubt(
+        f"Sessions of a revoked lease live on in {database.name}: Leasehold has no account there to end them with",
+        "Name one as `respond` in its [[databases]] entry (docs/databases.md); until then a receipt names them.",
+    )
 
 
 def check_database(database: Database, *, now: datetime) -> Doubt | None:

@@ -98,7 +98,26 @@ def ask_monitor(database: Database, question: Callable[[Kind, str], Answer]) -> 
             f"Database {database.name} has no monitoring account",
             "Add `monitor` to its [[databases]] entry in leasehold.toml and run `manage.py configure`.",
         )
-    return monitors.ask(database, question, observer=lambda: observer(database.vault))
+    return monitors.ask(database, question, client=lambda: observer(database.vault))
 
 
-__all__ = ["NotConfigured", "SecretUnavailable", "ask_monitor", "kube", "observer", "observer_at", "responder"]
+def ask_responder(database: Database, question: Callable[[Kind, str], Answer]) -> Answer:
+    """The same with the account that ends sessions. Only the `actions` workers can read its secret. Raises SourceError."""
+    if not database.respond:
+        raise NotConfigured(
+            f"Database {database.name} has no responding account, so Leasehold may not end sessions there",
+            "Add `respond` to its [[databases]] entry in leasehold.toml and run `manage.py configure` (docs/databases.md).",
+        )
+    return monitors.ask(database, question, client=lambda: responder(database.vault), account="respond")
+
+
+__all__ = [
+    "NotConfigured",
+    "SecretUnavailable",
+    "ask_monitor",
+    "ask_responder",
+    "kube",
+    "observer",
+    "observer_at",
+    "responder",
+]

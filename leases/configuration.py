@@ -66,6 +66,7 @@ class VaultConfig(msgspec.Struct, forbid_unknown_fields=True):
     lease_mounts: list[str] = msgspec.field(default_factory=lambda: ["database"])
     reconcile_seconds: int = 600
     lookups_per_second: int = 600
+    revocations_per_second: int = 20
     audit_bytes_per_hour: int = 64_000_000
     namespaces: list[str] = []
     follow_leader: bool = True
@@ -92,8 +93,8 @@ class ClusterConfig(msgspec.Struct, forbid_unknown_fields=True):
     fetchers: list[str] = []
 
 
-class MonitorConfig(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
-    """An address by reference, or Vault's own credential for an address without user and password."""
+class AccountConfig(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """An account in a database: an address by reference, or Vault's own credential for an address without user and password."""
 
     env: str = ""
     file: str = ""
@@ -105,7 +106,7 @@ class MonitorConfig(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=Tr
     def __post_init__(self) -> None:
         if [self.env, self.file, self.static_role, self.role].count("") != 3:
             raise ValueError(
-                'a monitoring account is named by { file = "PATH" }, { env = "NAME" }, { static_role = "NAME", address = "…" } or '
+                'an account is named by { file = "PATH" }, { env = "NAME" }, { static_role = "NAME", address = "…" } or '
                 '{ role = "NAME", address = "…" }'
             )
         from_vault = bool(self.static_role or self.role)
@@ -118,7 +119,8 @@ class DatabaseConfig(msgspec.Struct, forbid_unknown_fields=True):
     mount: str
     name: str
     kind: str
-    monitor: MonitorConfig | None = None
+    monitor: AccountConfig | None = None
+    respond: AccountConfig | None = None
     max_lease_ttl_seconds: int | None = None
     sample_seconds: float = 5.0
     nat: list[str] = []
@@ -131,6 +133,8 @@ class Policies(msgspec.Struct, forbid_unknown_fields=True):
     stale_after_seconds: float = 15.0
     max_lease_ttl_seconds: int = 0
     max_live_leases: int = 0
+    confirm_above: int = 5
+    approval_above: int = 0
     event_days: int = 400
     raw_days: int = 0
     archive: str = ""
@@ -237,6 +241,8 @@ def problems(configuration: Configuration) -> list[str]:
             found.append(f"vault {vault.name}: reconcile_seconds must be 5 or more")
         if not 1 <= vault.lookups_per_second <= 10_000:
             found.append(f"vault {vault.name}: lookups_per_second must be 1 to 10000")
+        if not 1 <= vault.revocations_per_second <= 1000:
+            found.append(f"vault {vault.name}: revocations_per_second must be 1 to 1000")
         if vault.audit_bytes_per_hour < 1_000_000:
             found.append(f"vault {vault.name}: audit_bytes_per_hour must be 1000000 or more")
         own = f"{vault.namespace.strip('/')}/".lstrip("/")
@@ -249,7 +255,7 @@ def problems(configuration: Configuration) -> list[str]:
         found
         + limit_problems(configuration)
         + session_problems(configuration.databases)
-        + monitor_problems(configuration.databases)
+        + account_problems(configuration.databases)
         + retention_problems(configuration.policies)
         + heads_problems(configuration)
         + notice_problems(configuration)
@@ -260,7 +266,7 @@ def problems(configuration: Configuration) -> list[str]:
 def limit_problems(configuration: Configuration) -> list[str]:
     limits: dict[str, int | None] = {
         f"policies.{name}": getattr(configuration.policies, name)
-        for name in ("max_lease_ttl_seconds", "max_live_leases")
+        for name in ("max_lease_ttl_seconds", "max_live_leases", "confirm_above", "approval_above")
     }
     limits |= {f"database {d.name}: max_lease_ttl_seconds": d.max_lease_ttl_seconds for d in configuration.databases}
     return [
@@ -285,23 +291,28 @@ def session_problems(configured: list[DatabaseConfig]) -> list[str]:
     return found
 
 
-def monitor_problems(configured: list[DatabaseConfig]) -> list[str]:
-    """What is wrong with monitoring accounts that Vault has: their address, and names that would lead elsewhere in Vault."""
+def account_problems(configured: list[DatabaseConfig]) -> list[str]:
+    """What is wrong with accounts that Vault has: their address, and names that would lead elsewhere in Vault. And with who is who."""
     found = []
     for database in configured:
-        monitor = database.monitor
-        if monitor is None or not monitor.address:
-            continue
-        what, parts = f"database {database.name}: monitor", urlsplit(monitor.address)
-        if not parts.scheme or not parts.hostname:
-            # not repeated: somebody may have written a password into it
-            found.append(f"{what}.address is none; write postgresql://HOST:5432/NAME")
-        elif parts.username is not None or "@" in parts.netloc:
-            found.append(f"{what}.address may not hold a user or a password: Vault gives both")
-        if not re.fullmatch(r"\w[\w.-]*", monitor.static_role or monitor.role):
-            found.append(f"{what} names the role {monitor.static_role or monitor.role!r}, which Vault cannot have")
-        if any(part in {"", ".", ".."} for part in monitor.mount.strip("/").split("/")) and monitor.mount:
-            found.append(f"{what}.mount is {monitor.mount!r}; write the path of a database mount")
+        if database.respond and database.respond == database.monitor:
+            found.append(
+                f"database {database.name}: respond names the account that monitors. What looks may not end anything: make "
+                "another account to respond with (docs/databases.md)"
+            )
+        for name, account in (("monitor", database.monitor), ("respond", database.respond)):
+            if account is None or not account.address:
+                continue
+            what, parts = f"database {database.name}: {name}", urlsplit(account.address)
+            if not parts.scheme or not parts.hostname:
+                # not repeated: somebody may have written a password into it
+                found.append(f"{what}.address is none; write postgresql://HOST:5432/NAME")
+            elif parts.username is not None or "@" in parts.netloc:
+                found.append(f"{what}.address may not hold a user or a password: Vault gives both")
+            if not re.fullmatch(r"\w[\w.-]*", account.static_role or account.role):
+                found.append(f"{what} names the role {account.static_role or account.role!r}, which Vault cannot have")
+            if any(part in {"", ".", ".."} for part in account.mount.strip("/").split("/")) and account.mount:
+                found.append(f"{what}.mount is {account.mount!r}; write the path of a database mount")
     return found
 
 
@@ -465,6 +476,8 @@ def apply(configuration: Configuration) -> None:
             "stale_after_seconds": configuration.policies.stale_after_seconds,
             "max_lease_ttl_seconds": configuration.policies.max_lease_ttl_seconds,
             "max_live_leases": configuration.policies.max_live_leases,
+            "confirm_above": configuration.policies.confirm_above,
+            "approval_above": configuration.policies.approval_above,
             "event_days": configuration.policies.event_days,
             "raw_days": configuration.policies.raw_days,
             "archive": configuration.policies.archive.rstrip("/"),
@@ -490,6 +503,7 @@ def apply(configuration: Configuration) -> None:
                 "lease_mounts": [mount.strip("/") for mount in item.lease_mounts],
                 "reconcile_seconds": item.reconcile_seconds,
                 "lookups_per_second": item.lookups_per_second,
+                "revocations_per_second": item.revocations_per_second,
                 "audit_bytes_per_hour": item.audit_bytes_per_hour,
                 "namespaces": [namespace.strip("/") for namespace in item.namespaces],
                 "follow_leader": item.follow_leader,
@@ -530,6 +544,7 @@ def apply(configuration: Configuration) -> None:
             defaults={
                 "kind": database_config.kind,
                 "monitor": _reference(database_config.monitor),
+                "respond": _reference(database_config.respond),
                 "max_lease_ttl_seconds": database_config.max_lease_ttl_seconds,
                 "sample_seconds": database_config.sample_seconds,
                 "nat": sorted(set(database_config.nat)),
@@ -544,11 +559,11 @@ def apply(configuration: Configuration) -> None:
         if row_.monitor:
             monitored.append(row_.pk)
     Database.objects.exclude(pk__in=monitored).update(monitor=None)
-    Database.objects.exclude(pk__in=named).update(max_lease_ttl_seconds=None)
+    Database.objects.exclude(pk__in=named).update(max_lease_ttl_seconds=None, respond=None)
     health.forget(SourceKind.VAULT, list(vaults))
     health.forget(SourceKind.CLUSTER, [c.name for c in configuration.clusters])
     health.forget(SourceKind.DATABASE, [f"{d.vault}/{d.mount.strip('/')}/{d.name}" for d in configuration.databases])
 
 
-def _reference(reference: Reference | MonitorConfig | None) -> dict[str, str] | None:
+def _reference(reference: Reference | AccountConfig | None) -> dict[str, str] | None:
     return msgspec.to_builtins(reference) if reference else None

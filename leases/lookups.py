@@ -6,6 +6,7 @@ Source: https://developer.hashicorp.com/vault/api-docs/system/leases
 import logging
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,7 +16,7 @@ from django.utils import timezone
 
 from leases import clients
 from leases.ends import OUTLIVED, Gone, Seen, why_gone
-from leases.models import EndReason, Lease, LeaseState, Login, Revocation, Vault
+from leases.models import ActionKind, EndReason, Lease, LeaseState, Login, Revocation, Vault
 from leases.models.actions import RevocationState
 from leases.vault import LeaseTimes, VaultDenied, VaultError, VaultLoginFailed, VaultSealed, VaultUnreachable
 
@@ -193,10 +194,16 @@ def end_all_gone(leases: Sequence[Lease], *, now: datetime) -> None:
     times = token_times([lease.login_id for lease in fresh if lease.login_id is not None])
     # one that Vault was not told of yet has ended nothing
     revocations = Revocation.objects.filter(lease__in=keys).order_by("id")
-    told = {
-        row.lease_id: row for row in revocations.exclude(state__in=[RevocationState.REQUESTED, RevocationState.FAILED])
-    }
-    gone = [(lease.pk, _why(lease, times.get(lease.login_id or 0), told.get(lease.pk), now=now)) for lease in fresh]
+    untold = [RevocationState.REQUESTED, RevocationState.FAILED, RevocationState.STOPPED]
+    told = {row.lease_id: row for row in revocations.exclude(state__in=untold)}
+    forced = set(revocations.filter(action__kind=ActionKind.FORCE).values_list("pk", flat=True))
+    gone = []
+    for lease in fresh:
+        revocation = told.get(lease.pk)
+        why = _why(lease, times.get(lease.login_id or 0), revocation, now=now)
+        if revocation is not None and revocation.pk in forced and why.reason == EndReason.REVOKED_HERE:
+            why = replace(why, reason=EndReason.FORCED)
+        gone.append((lease.pk, why))
     _end_all(gone, now=now)
 
 

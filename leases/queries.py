@@ -4,7 +4,6 @@ Lists have an explicit order with a unique tail; long ones are read in keyset pa
 """
 
 import hashlib
-import uuid
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
@@ -17,14 +16,13 @@ from django.db.models.functions import Coalesce
 
 from leases import health, meter
 from leases.models import (
-    Action,
-    ActionStep,
     AnsweringServer,
     ApiCost,
     AuthMount,
     Certainty,
     Cluster,
     Database,
+    Job,
     Lease,
     LeaseState,
     Pod,
@@ -37,7 +35,7 @@ from leases.models import (
     Vault,
     WatchedKind,
 )
-from leases.models.actions import OPEN_REVOCATION_STATES
+from leases.models.actions import OPEN_REVOCATION_STATES, JobState
 from leases.models.sources import SourceKind
 
 PAGE = 50
@@ -341,6 +339,8 @@ def recent_ends(*, limit: int) -> list[Lease]:
 def running_revocations(*, limit: int) -> list[Revocation]:
     """Revocations whose outcome is still open, oldest first."""
     rows = Revocation.objects.filter(state__in=OPEN_REVOCATION_STATES).select_related("action", "lease")
+    # one action may name thousands
+    rows = rows.defer("action__targets")
     return list(rows.order_by("requested_at", "id")[:limit])
 
 
@@ -503,46 +503,11 @@ def account_deleted_at(lease: Lease) -> datetime | None:
 
 def revocations_of(lease: Lease) -> list[Revocation]:
     """Everything that people here did to end this lease, last first."""
-    return list(lease.revocations.select_related("action").order_by("-requested_at", "-id"))
+    rows = lease.revocations.select_related("action").defer("action__targets")
+    return list(rows.order_by("-requested_at", "-id"))
 
 
-# --- actions -----------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class ActionPage:
-    rows: list[Action]
-    older: Cursor | None
-
-
-def actions_page(*, before: Cursor | None = None, size: int = PAGE) -> ActionPage:
-    """One page of actions with their revocations, last first. Raises ValueError for a foreign cursor."""
-    rows = Action.objects.prefetch_related("revocations__lease__database")
-    if before:
-        rows = rows.filter(Q(at__lt=before.at) | Q(at=before.at, pk__lt=uuid.UUID(before.pk)))
-    found = list(rows.order_by("-at", "-id")[: size + 1])
-    page = found[:size]
-    return ActionPage(page, Cursor(page[-1].at, page[-1].pk.hex) if len(found) > size else None)
-
-
-@dataclass(frozen=True, slots=True)
-class Receipt:
-    """An action with its revocations and each one's steps, first to last; `steps`: those that are about no lease."""
-
-    action: Action
-    revocations: list[tuple[Revocation, list[ActionStep]]]
-    steps: list[ActionStep]
-
-
-def receipt(pk: uuid.UUID) -> Receipt | None:
-    action = Action.objects.filter(pk=pk).first()
-    if action is None:
-        return None
-    steps: dict[str, list[ActionStep]] = {}
-    for step in action.steps.order_by("at", "id"):
-        steps.setdefault(step.lease_id, []).append(step)
-    rows = action.revocations.select_related("lease__vault", "lease__database").order_by("id")
-    return Receipt(action, [(row, steps.get(row.lease.lease_id, [])) for row in rows], steps.get("", []))
+# --- revocations (all that people do is read in action_queries) ---------------------------------------------------
 
 
 class RevocationCount(TypedDict):
@@ -553,6 +518,17 @@ class RevocationCount(TypedDict):
 def revocations_by_state() -> list[RevocationCount]:
     rows = Revocation.objects.order_by("state").values_list("state").annotate(count=Count("id"))
     return [{"state": state, "count": count} for state, count in rows]
+
+
+def jobs_by_state() -> list[RevocationCount]:
+    rows = Job.objects.order_by("state").values_list("state").annotate(count=Count("id"))
+    return [{"state": state, "count": count} for state, count in rows]
+
+
+def waiting_jobs(*, limit: int = PAGE) -> list[Job]:
+    """Jobs that wait for another responder's word, oldest first."""
+    rows = Job.objects.filter(state=JobState.WAITING).select_related("action").defer("action__targets")
+    return list(rows.order_by("id")[:limit])
 
 
 # --- which pod used which database -------------------------------------------------------------------------------

@@ -150,11 +150,6 @@ def of_lease(lease: Lease, *, limit: int = PAGE) -> list[Session]:
     return list(rows[:limit])
 
 
-def open_of_lease(lease: Lease) -> int:
-    """Sessions that go on when it ends; MOST_COUNTED stands for that many or more."""
-    return Session.objects.filter(lease=lease, ended_at=None)[:MOST_COUNTED].count()
-
-
 @dataclass(frozen=True, slots=True)
 class SessionFilter:
     """What a database's sessions are narrowed to; empty means everything. `state`: open, ended or empty; `lease`: none or empty."""

@@ -6,7 +6,7 @@ import time
 from celery import shared_task
 from django.utils import timezone
 
-from leases import checks, health, lists, lookups, meter, revoke, sessions, watch
+from leases import checks, contain, health, jobs, lists, lookups, meter, revoke, sessions, watch
 from leases.databases import SessionsHidden
 from leases.errors import Doubt
 from leases.models import Cluster, Database, Vault
@@ -17,6 +17,8 @@ log = logging.getLogger(__name__)
 
 # how long one turn at a watch or a follow may last; well below the 30 s that a task may take
 TURN_SECONDS = 15.0
+# how often beat looks for what was left half done
+RESUME_SECONDS = 2.0
 # one vault's slice of a round of lookups
 LOOK_UP_SECONDS = 0.5
 
@@ -133,6 +135,22 @@ def reconcile_leases() -> None:
 
 
 @shared_task
+def work_on_job(job_id: int, lane: int = 0) -> None:
+    """One short turn; the next one is queued behind whatever was asked meanwhile."""
+    goes_on = jobs.work_on(job_id, lane)
+    meter.flush(now=timezone.now())
+    if goes_on:
+        work_on_job.delay(job_id, lane)
+
+
+def start_job(job_id: int) -> None:
+    """Queues a turn of each of its lanes; of one that goes on already this is the end."""
+    for lane in jobs.lanes(job_id):
+        # beat asks again before that
+        work_on_job.apply_async((job_id, lane), expires=RESUME_SECONDS * 2)
+
+
+@shared_task
 def carry_out_revocation(revocation_id: int) -> None:
     revoke.carry_out(revocation_id)
     meter.flush(now=timezone.now())
@@ -141,5 +159,29 @@ def carry_out_revocation(revocation_id: int) -> None:
 @shared_task
 def resume_stuck_revocations() -> None:
     """What a lost worker or broker left half done goes on."""
-    for revocation_id in revoke.stuck(now=timezone.now()):
+    now = timezone.now()
+    for revocation_id in revoke.stuck(now=now):
         carry_out_revocation.delay(revocation_id)
+    for job_id in jobs.due(now=now):
+        start_job(job_id)
+
+
+@shared_task
+def look_at_identities(plan_id: str) -> None:
+    contain.look_at_identities(plan_id, now=timezone.now())
+    meter.flush(now=timezone.now())
+
+
+@shared_task
+def carry_out_containment(containment_id: int) -> None:
+    """One short turn; the next one is queued behind whatever was asked meanwhile. What has to wait long the sweep takes up."""
+    seconds = contain.carry_out(containment_id)
+    meter.flush(now=timezone.now())
+    if seconds is not None and seconds <= contain.CATCH_UP.total_seconds():
+        carry_out_containment.apply_async((containment_id,), countdown=seconds)
+
+
+@shared_task
+def resume_stuck_containments() -> None:
+    for containment_id in contain.stuck(now=timezone.now()):
+        carry_out_containment.delay(containment_id)

@@ -48,9 +48,12 @@ CONNECTIONS = 8
 
 __all__ = [
     "CONNECTIONS",
+    "AuthMethod",
     "Credential",
     "DatabaseConnection",
     "DatabaseRole",
+    "Entity",
+    "EntityAlias",
     "Health",
     "IrrevocableLease",
     "Leader",
@@ -58,6 +61,7 @@ __all__ = [
     "LoginMethod",
     "RevocationFailed",
     "Sent",
+    "TokenFacts",
     "VaultClient",
     "VaultDenied",
     "VaultError",
@@ -142,6 +146,44 @@ class DatabaseRole:
 
 
 @dataclass(frozen=True, slots=True)
+class AuthMethod:
+    """An auth mount of one namespace. `accessor` is its name in aliases; of a mount made anew it is another one."""
+
+    path: str
+    accessor: str
+    type: str
+
+
+@dataclass(frozen=True, slots=True)
+class EntityAlias:
+    """One way to log in as an entity: the name at a mount, whose path is without `auth/`."""
+
+    mount: str
+    mount_accessor: str
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entity:
+    """An identity. Disabled, its tokens are refused and nobody logs in as it; its leases stay."""
+
+    entity_id: str
+    name: str
+    disabled: bool
+    aliases: tuple[EntityAlias, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenFacts:
+    """What an accessor tells of its token. `entity_id` is empty for a token of nobody, such as an orphan that another one made."""
+
+    accessor: str = field(repr=False)
+    entity_id: str
+    path: str
+    orphan: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Credential:
     """A database account. `seconds`: how long it is good; of a static role until its password is rotated."""
 
@@ -155,6 +197,7 @@ class Credential:
 
 class _Auth(msgspec.Struct):
     client_token: str
+    entity_id: str = ""
     policies: list[str] | None = None
     metadata: dict[str, str] | None = None
     lease_duration: int = 0
@@ -215,8 +258,34 @@ class _Hash(msgspec.Struct):
     hash: str
 
 
+class _AuthMethod(msgspec.Struct):
+    accessor: str
+    type: str = ""
+
+
+class _Alias(msgspec.Struct):
+    name: str
+    mount_accessor: str
+    mount_path: str = ""
+
+
+class _Entity(msgspec.Struct):
+    id: str
+    disabled: bool
+    name: str = ""
+    aliases: list[_Alias] | None = None
+
+
+class _Token(msgspec.Struct):
+    accessor: str
+    entity_id: str = ""
+    path: str = ""
+    orphan: bool = False
+
+
 class _Self(msgspec.Struct):
     ttl: int
+    entity_id: str = ""
     renewable: bool = False
     policies: list[str] | None = None
     meta: dict[str, str] | None = None
@@ -263,6 +332,8 @@ class VaultClient:
     ) -> None:
         self.address = address.rstrip("/")
         self.last_request_id: str | None = None
+        # of the account itself, once it is logged in; empty for a token of nobody
+        self.entity_id = ""
         self._on_request_id = on_request_id
         self._on_sent = on_sent
         self._identity = 0
@@ -448,6 +519,23 @@ class VaultClient:
             )
         return self._envelope(answer, path).request_id or None
 
+    def force_revoke_lease(self, lease_id: str) -> None:
+        """Make Vault forget one lease, though its database user cannot be dropped. `lease_id` must be the whole id.
+
+        Vault takes a prefix here; one that is a lease's whole id ends that lease alone. Errors of the database are ignored.
+        https://developer.hashicorp.com/vault/api-docs/system/leases#revoke-force
+        """
+        path = _path("sys/leases/revoke-force", lease_id)
+        answer = self._answer(
+            "put",
+            path,
+            needs=["update", "sudo"],
+            rule=f"sys/leases/revoke-force/{lease_id.strip('/').partition('/')[0]}/*",
+            json={},
+            timeout=max(REVOKE_TIMEOUT_SECONDS, self._timeout_seconds),
+        )
+        self._envelope(answer, path)
+
     # -- audit devices
 
     def audit_hash(self, device: str, value: str) -> str:
@@ -511,6 +599,139 @@ class VaultClient:
         found = self._decode(bytes(envelope.data), _Credential)
         return Credential(found.username, found.password, envelope.lease_duration or found.ttl)
 
+    # -- identities and tokens
+
+    def auth_methods(self, *, namespace: str = "") -> dict[str, AuthMethod]:
+        """Path without slashes at its ends -> the auth mount, of one namespace.
+
+        https://developer.hashicorp.com/vault/api-docs/system/auth#list-auth-methods
+        """
+        data = self._request(
+            "get",
+            "sys/auth",
+            needs=["read"],
+            rule=self._rule(namespace, "sys/auth"),
+            adapter=self._inside(namespace),
+        )
+        found = self._decode(data, dict[str, _AuthMethod])
+        return {path.strip("/"): AuthMethod(path.strip("/"), row.accessor, row.type) for path, row in found.items()}
+
+    def entity_of_alias(self, mount_accessor: str, name: str, *, namespace: str = "") -> Entity | None:
+        """The entity that logs in under this name at this mount; None if nobody ever did.
+
+        https://developer.hashicorp.com/vault/api-docs/secret/identity/lookup#lookup-an-entity
+        """
+        path = "identity/lookup/entity"
+        answer = self._answer(
+            "post",
+            path,
+            needs=["update"],
+            rule=self._rule(namespace, path),
+            adapter=self._inside(namespace),
+            json={"alias_name": name, "alias_mount_accessor": mount_accessor},
+        )
+        return None if answer.status_code == 204 else self._entity(self._data(answer, path))
+
+    def entity(self, entity_id: str, *, namespace: str = "") -> Entity | None:
+        """The entity as it is now; None if Vault has none of this id.
+
+        https://developer.hashicorp.com/vault/api-docs/secret/identity/entity#read-entity-by-id
+        """
+        path = _path("identity/entity/id", entity_id)
+        answer = self._answer(
+            "get",
+            path,
+            needs=["read"],
+            rule=self._rule(namespace, "identity/entity/id/+"),
+            adapter=self._inside(namespace),
+        )
+        if answer.status_code == 404 and not texts(answer):
+            return None
+        return self._entity(self._data(answer, path))
+
+    def disable_entity(self, entity_id: str, disabled: bool, *, namespace: str = "") -> None:
+        """Disables it, or enables it again; its policies, names and metadata stay as they are. Read it back to be sure.
+
+        https://developer.hashicorp.com/vault/api-docs/secret/identity/entity#update-entity-by-id
+        """
+        self._request(
+            "post",
+            _path("identity/entity/id", entity_id),
+            needs=["update"],
+            rule=self._rule(namespace, "identity/entity/id/+"),
+            adapter=self._inside(namespace),
+            json={"disabled": disabled},
+        )
+
+    def _entity(self, data: bytes) -> Entity:
+        found = self._decode(data, _Entity)
+        aliases = tuple(
+            EntityAlias(row.mount_path.strip("/").removeprefix("auth/"), row.mount_accessor, row.name)
+            for row in found.aliases or []
+        )
+        return Entity(found.id, found.name, found.disabled, aliases)
+
+    def token_accessors(self, *, namespace: str = "") -> list[str]:
+        """Accessors of every token of the namespace; batch tokens have none.
+
+        https://developer.hashicorp.com/vault/api-docs/auth/token#list-accessors
+        """
+        path = "auth/token/accessors"
+        return self._list(
+            path, needs=["list", "sudo"], rule=self._rule(namespace, path), adapter=self._inside(namespace)
+        )
+
+    def lookup_tokens(self, accessors: Sequence[str], *, namespace: str = "") -> list[TokenFacts | None]:
+        """What each accessor tells, CONNECTIONS at once, in their order; None for a token that has ended. Raises VaultError.
+
+        https://developer.hashicorp.com/vault/api-docs/auth/token#lookup-a-token-accessor
+        """
+        self._ensure_token()
+        path, adapter = "auth/token/lookup-accessor", self._inside(namespace)
+
+        def send(accessor: str) -> requests.Response:
+            return self._send("post", path, adapter=adapter, json={"accessor": accessor})
+
+        with ThreadPoolExecutor(CONNECTIONS) as pool:
+            answers = list(pool.map(send, accessors))
+        found: list[TokenFacts | None] = []
+        for accessor, answer in zip(accessors, answers, strict=True):
+            # our own token may have ended meanwhile: one by itself logs in again, or says what is denied
+            if answer.status_code == 403:
+                answer = self._answer(
+                    "post",
+                    path,
+                    needs=["update"],
+                    rule=self._rule(namespace, path),
+                    adapter=adapter,
+                    json={"accessor": accessor},
+                )
+            # Vault answers 403 or 404 in some versions, OpenBao 400
+            if answer.status_code in {400, 404} and "invalid accessor" in texts(answer):
+                found.append(None)
+                continue
+            token = self._decode(self._data(answer, path), _Token)
+            found.append(TokenFacts(token.accessor, token.entity_id, token.path, token.orphan))
+        return found
+
+    def revoke_token(self, accessor: str, *, namespace: str = "") -> None:
+        """Revokes a token with the ones that it made and all their leases. One that has ended already is no error.
+
+        https://developer.hashicorp.com/vault/api-docs/auth/token#revoke-a-token-accessor
+        """
+        path = "auth/token/revoke-accessor"
+        answer = self._answer(
+            "post",
+            path,
+            needs=["update"],
+            rule=self._rule(namespace, path),
+            adapter=self._inside(namespace),
+            json={"accessor": accessor},
+            timeout=max(REVOKE_TIMEOUT_SECONDS, self._timeout_seconds),
+        )
+        if not (answer.status_code in {400, 404} and "invalid accessor" in texts(answer)):
+            self._data(answer, path)
+
     def close(self) -> None:
         """Close the connections. The token is left to expire."""
         self._adapter.close()
@@ -557,6 +778,7 @@ class VaultClient:
         if auth is None:
             raise not_vault(self.address, "a log-in without a token")
         self._adapter.token = auth.client_token
+        self.entity_id = auth.entity_id
         self._know_self(auth.policies, auth.metadata)
         self._keep(auth.lease_duration, renewable=auth.renewable)
 
@@ -587,6 +809,7 @@ class VaultClient:
             # a good token whose policies hide its own TTL
             return 0, False
         found = self._decode(self._data(answer, "auth/token/lookup-self"), _Self)
+        self.entity_id = found.entity_id
         self._know_self(found.policies, found.meta)
         return found.ttl, found.renewable
 

@@ -39,14 +39,18 @@ from leases.models import (
     AuthMount,
     Certainty,
     Cluster,
+    ContainedEntity,
+    Containment,
     Database,
     DatabaseRole,
     DatabaseServer,
     DynamicUser,
     EndReason,
+    Job,
     Lease,
     LeaseState,
     Login,
+    Plan,
     Pod,
     PodAddress,
     Revocation,
@@ -494,18 +498,83 @@ def attribution(lease: Lease, *, before: str, certainty: str, reason: str, secon
     )
 
 
-def action(*leases: Lease, by: str = "operator", ago: float = 5, state: str = "requested", reason: str = "") -> Action:
+def action(
+    *leases: Lease, by: str = "operator", ago: float = 5, state: str = "requested", reason: str = "", **fields: Any
+) -> Action:
     at = timezone.now() - timedelta(seconds=ago)
-    made = Action.objects.create(
-        kind="revoke",
-        by=by,
-        reason=reason or "INC-4211: credentials of checkout seen in a paste",
-        at=at,
-        targets=[{"vault": row.vault.name, "lease_id": row.lease_id} for row in leases],
-    )
+    defaults: dict[str, Any] = {
+        "kind": "revoke",
+        "reason": reason or "INC-4211: credentials of checkout seen in a paste",
+        "targets": [{"vault": row.vault.name, "lease_id": row.lease_id} for row in leases],
+    }
+    made = Action.objects.create(by=by, at=at, **defaults | fields)
     for row in leases:
         Revocation.objects.create(action=made, lease=row, state=state, requested_at=at, updated_at=at, claimed_until=at)
     return made
+
+
+def plan(*leases: Lease, kind: str = "revoke", by: str = "operator", left: float = 900, **fields: Any) -> Plan:
+    """What a person sees before ending these leases; good for `left` seconds more."""
+    now = timezone.now()
+    defaults = {
+        "kind": kind,
+        "scope": {"kind": "leases", "value": ",".join(str(row.pk) for row in leases)},
+        "leases": [row.pk for row in leases],
+        "at": now,
+        "expires_at": now + timedelta(seconds=left),
+    }
+    return Plan.objects.create(by=by, **defaults | fields)
+
+
+def job(action: Action, *, state: str = "done", **fields: Any) -> Job:
+    """The job of an action, which a worker looked at just now."""
+    now = timezone.now()
+    return Job.objects.create(action=action, state=state, **{"updated_at": now, "claimed_until": now} | fields)
+
+
+def containment(*leases: Lease, state: str = "contained", ago: float = 40, **fields: Any) -> Containment:
+    """Of the service account that holds these leases, with one identity that can log in in two ways."""
+    first = leases[0]
+    name = first.service_account
+    scope = {"kind": "service account", "value": first.account_scope}
+    reason = f"the token of {name} was seen elsewhere"
+    made = action(*leases, state="verified", ago=ago, reason=reason, kind="contain", scope=scope)
+    job(made)
+    if state == "lifted":
+        undo = Action.objects.create(
+            kind="undo containment", by="second.operator", reason="mended", at=timezone.now(), scope=scope
+        )
+        fields |= {"undo": undo, "lifted_at": timezone.now()}
+    defaults = {
+        "cluster": first.cluster,
+        "namespace": first.service_account_namespace,
+        "service_account": name,
+        "at": made.at,
+        "begun_at": made.at,
+        "disabled_at": made.at + timedelta(seconds=0.2),
+        "updated_at": timezone.now(),
+    }
+    held = Containment.objects.create(action=made, state=state, **defaults | fields)
+    ContainedEntity.objects.create(
+        containment=held,
+        vault=first.vault,
+        entity_id=str(uuid.uuid4()),
+        name=f"entity_{secrets.token_hex(4)}",
+        aliases=[
+            {"mount": "auth/kubernetes", "name": str(uuid.uuid4())},
+            {"mount": "auth/jwt", "name": f"system:serviceaccount:{first.service_account_namespace}:{name}"},
+        ],
+        disabled_at=made.at + timedelta(seconds=0.2),
+    )
+    for seconds, said, detail in [
+        (0.2, "identity disabled", "1 identity, read back as disabled"),
+        (1.6, "tokens revoked", "2 of 2 tokens, by accessor"),
+        (1.7, "no lease live", f"{len(leases)} of {len(leases)} leases ended"),
+    ]:
+        ActionStep.objects.create(
+            action=made, name=said, outcome="ok", detail=detail, at=made.at + timedelta(seconds=seconds)
+        )
+    return held
 
 
 def step(
@@ -641,6 +710,15 @@ def scene() -> dict[str, Any]:
         ended(ago=ago, reason=reason, database=orders)
     gone = ended(ago=4, reason=EndReason.REVOKED_HERE, database=orders)
     verified = action(gone, ago=5, state="verified")
+    Revocation.objects.filter(action=verified).update(audit_request_id="0b0c7e1e-5d0f-4f6b-8f3d-2a7f4f1f6a10")
+    step(
+        verified,
+        gone,
+        "sessions seen",
+        detail=f"{gone.database_user} had 1 session in orders: 4711 from 10.0.0.7:50412",
+        after=0.2,
+    )
+    step(verified, gone, "sessions ended", detail="1 session was told to end, and is gone", after=0.9)
     step(verified, gone, "Vault answered", detail="Vault answered the revocation without an error", after=0.31)
     step(verified, gone, "lease gone", detail="a lookup finds no such lease", after=0.38)
     step(verified, gone, "database user gone", detail=f"{gone.database_user} no longer exists in orders", after=0.44)
@@ -664,6 +742,8 @@ def scene() -> dict[str, Any]:
     )
     stuck = lease(age=400, left=500, service_account="reports", namespace="finance", database=billing)
     failed = action(stuck, ago=120, state="failed", by="second.operator", reason="pod compromised")
+    job(failed)
+    job(unverified)
     step(
         failed,
         stuck,
@@ -672,6 +752,34 @@ def scene() -> dict[str, Any]:
         detail="Vault answered 400: failed to revoke entry: ERROR: permission denied to drop role. Give the mount's "
         "database account the right to drop its users.",
     )
+    many = action(
+        gone, half, stuck, ago=400, state="verified", reason="INC-4212: everything of finance", ticket="INC-4212"
+    )
+    Revocation.objects.filter(action=many, lease=half).update(state="stopped")
+    Revocation.objects.filter(action=many, lease=stuck).update(state="failed")
+    job(many, state="stopped", stopped_by="operator", stopped_at=timezone.now())
+    for after, name in enumerate(
+        ["sessions seen", "Vault answered", "lease gone", "database user gone", "sessions ended"]
+    ):
+        step(many, gone, name, detail=f"{name}, in short", after=0.2 + after / 10)
+    step(
+        many,
+        stuck,
+        "Vault answered",
+        outcome="failed",
+        detail="Vault answered 400: permission denied to drop role",
+        after=0.4,
+    )
+    waiting = action(
+        ago=20,
+        reason="all of billing, please look over it",
+        by="second.operator",
+        targets=[{"vault": "demo", "lease_id": f"database/creds/billing/{n}"} for n in range(30)],
+        scope={"kind": "database", "value": str(billing.pk)},
+    )
+    job(waiting, state="waiting for approval", needs_approval=True)
+    plan(lease(age=61, left=240, database=billing), by="second.operator", action=waiting)
+    shut_out = containment(ended(ago=30, service_account="importer", namespace="finance", database=billing))
     shown_finding = finding(
         kind=FindingKind.EXPLOSION,
         severity=Severity.HIGH,
@@ -739,5 +847,9 @@ def scene() -> dict[str, Any]:
         "running": running,
         "unverified": unverified,
         "failed": failed,
+        "many": many,
+        "item": Revocation.objects.get(action=many, lease=stuck),
+        "waiting": waiting,
+        "containment": shut_out,
         "revocable": lease(age=20, left=280, service_account="checkout", database=orders),
     }

@@ -1,6 +1,7 @@
 """A vault that is watched with the delivered policy through an AppRole, and leases by the thousand: its roles create nothing in the database."""
 
 import http.client
+import json
 import threading
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,9 +63,10 @@ class Observed:
         answer: Any = self.admin.adapter.get(path)
         return str(answer["lease_id"])
 
-    def issue_many(self, role: str, count: int, *, connections: int = 16) -> None:
-        """So many leases, through several connections at once."""
+    def issue_many(self, role: str, count: int, *, connections: int = 16) -> dict[str, str]:
+        """So many leases, through several connections at once: the database user of each lease id."""
         failed: list[bytes] = []
+        issued: dict[str, str] = {}
 
         def work(share: int) -> None:
             connection = http.client.HTTPConnection(self.server.address.removeprefix("http://"), timeout=60)
@@ -76,7 +78,9 @@ class Observed:
                 text = answer.read()
                 if answer.status != 200:
                     failed.append(text)
-                    return
+                    break
+                told = json.loads(text)
+                issued[told["lease_id"]] = told["data"]["username"]
             connection.close()
 
         shares = [count // connections + (n < count % connections) for n in range(connections)]
@@ -86,6 +90,7 @@ class Observed:
         for thread in threads:
             thread.join()
         assert not failed, failed[0][:300]
+        return issued
 
     def configure(self, *, address: str = "", more: str = "") -> Vault:
         """As `manage.py configure` does, with every stream read up to now."""

@@ -154,12 +154,18 @@ def test_only_the_actions_worker_can_respond_and_only_setup_owns_the_tables() ->
     assert {name for name, pod in pods().items() if pod["serviceAccountName"] == "leasehold-actions"} == {
         "leasehold-worker-actions"
     }
-    assert {
-        name
-        for name, pod in pods().items()
-        for v in pod["volumes"]
-        if v.get("secret", {}).get("secretName") == "leasehold-owner"
-    } == {"leasehold-setup"}
+
+    def mounting(secret: str) -> set[str]:
+        return {
+            name
+            for name, pod in pods().items()
+            for volume in pod["volumes"]
+            if volume.get("secret", {}).get("secretName") == secret
+        }
+
+    assert mounting("leasehold-owner") == {"leasehold-setup"}
+    # accounts that end sessions in databases
+    assert mounting("leasehold-respond") == {"leasehold-worker-actions"}
 
 
 def test_the_push_process_is_given_the_database_alone() -> None:

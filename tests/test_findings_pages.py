@@ -174,7 +174,7 @@ def test_pages_ask_as_often_for_fifty_findings_as_for_one(viewer: Client) -> Non
         FindingChange.objects.create(finding=shown, at=timezone.now(), change="worsened", severity=2, why="x")
     # a first page that open ones fill does not ask for closed ones
     assert [now <= before for now, before in zip(asked(), once, strict=True)] == [True] * len(paths)
-    assert max(once[:3]) <= 15
+    assert max(once[:3]) <= 16
 
 
 def test_a_lease_shows_what_was_found_about_it_its_role_and_its_service_account(viewer: Client) -> None:

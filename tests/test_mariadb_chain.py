@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import pymysql
 import pytest
 from django.utils import timezone
 
@@ -21,7 +22,7 @@ from leases.configuration import load
 from leases.models import Database, DynamicUser, Lease, LeaseState, Sampling, Session, SourceState, Vault
 from leases.models.actions import RevocationState
 from tests import workers
-from tests.contract.kinds import MONITOR_GRANTS, NO_MARIADB, port_of
+from tests.contract.kinds import MONITOR_GRANTS, NO_MARIADB, RESPONDER_GRANTS, number_of, port_of
 from tests.world import AUDIENCE, TestPod, World
 
 pytestmark = [pytest.mark.django_db, NO_MARIADB]
@@ -45,6 +46,7 @@ def server(run_folder: Path) -> Iterator[MariaDB]:
     )
     started.create_user("leasehold_monitor", *MONITOR_GRANTS)
     started.create_user("vaults_monitor", *MONITOR_GRANTS)
+    started.create_user("leasehold_responder", *RESPONDER_GRANTS)
     yield started
     started.stop()
 
@@ -164,7 +166,12 @@ def test_its_session_is_sampled_until_it_is_revoked_and_both_its_user_and_its_se
         revocation.refresh_from_db()
         steps = {step.name: step.outcome for step in action.steps.all()}
         assert steps["database user gone"] == "ok"
-        assert revocation.state == RevocationState.VERIFIED
+        # nobody may end it: it is named, with what an administrator types
+        assert steps["sessions ended"] == "failed"
+        words = action.steps.get(name="sessions ended").detail
+        assert f"{number_of(session)} from {pod.address}:{port_of(session)} in stock. " in words
+        assert f"as an administrator: KILL CONNECTION {number_of(session)};" in words
+        assert revocation.state == RevocationState.UNVERIFIED
         lease.refresh_from_db()
         assert lease.state == LeaseState.ENDED
 
@@ -186,6 +193,32 @@ def test_its_session_is_sampled_until_it_is_revoked_and_both_its_user_and_its_se
     sessions.sample_database(stock, now=timezone.now())
     row.refresh_from_db()
     assert row.end_known_by == "no longer seen"
+
+
+def test_with_an_account_for_it_a_revocation_ends_the_users_sessions(
+    configured: World, stock: Database, pod: TestPod, server: MariaDB
+) -> None:
+    (configured.folder / "stock-respond.dsn").write_text(server.dsn("leasehold_responder"))
+    Database.objects.filter(pk=stock.pk).update(respond={"file": f"{configured.folder}/stock-respond.dsn"})
+    lease_id, credential = issued(pod)
+    _, others = issued(configured.pod("storefront"))
+    users.match(stock, users.unknown_names(stock), now=timezone.now())
+    lease = Lease.objects.get(lease_id=lease_id)
+    with (
+        closing(server.connect(credential["username"], "stock", password=credential["password"])) as session,
+        closing(server.connect(others["username"], password=others["password"])) as other,
+    ):
+        action = revoke.request(leases=[lease], by="ada", reason="drill", now=timezone.now())
+        revocation = action.revocations.get()
+        revoke.carry_out(revocation.pk)
+        revocation.refresh_from_db()
+        told = {step.name: step for step in action.steps.all()}
+        assert {step.outcome for step in told.values()} == {"ok"}
+        assert f"1 session of {lease.database_user} ended: {number_of(session)} from " in told["sessions ended"].detail
+        assert revocation.state == RevocationState.VERIFIED
+        other.ping(reconnect=False)
+        with pytest.raises(pymysql.Error):
+            session.ping(reconnect=False)
 
 
 def test_a_user_that_is_not_gone_is_never_called_gone(stock: Database, pod: TestPod) -> None:

@@ -250,11 +250,12 @@ def test_users_are_matched_and_revocations_checked_through_the_same_account(role
 # --- leasehold.toml ----------------------------------------------------------------------------------------------
 
 
-def configuration_of(monitor: str, folder: Path) -> DatabaseConfig:
+def configuration_of(monitor: str, folder: Path, *, respond: str = "") -> DatabaseConfig:
     file = folder / "leasehold.toml"
+    respond = f"respond = {respond}\n" if respond else ""
     file.write_text(
         '[[vaults]]\nname = "v"\naddress = "http://127.0.0.1:1"\nobserve = { method = "token", secret = { env = "T" } }\n'
-        f'[[databases]]\nvault = "v"\nmount = "database"\nname = "orders"\nkind = "postgresql"\nmonitor = {monitor}\n'
+        f'[[databases]]\nvault = "v"\nmount = "database"\nname = "orders"\nkind = "postgresql"\nmonitor = {monitor}\n{respond}'
     )
     return load(file).databases[0]
 
@@ -275,8 +276,8 @@ def test_a_monitoring_account_is_named_in_one_of_these_ways(monitor: str, path: 
 @pytest.mark.parametrize(
     ("monitor", "says"),
     [
-        ('{ file = "/dsn", env = "DSN" }', "a monitoring account is named by"),
-        ("{}", "a monitoring account is named by"),
+        ('{ file = "/dsn", env = "DSN" }', "an account is named by"),
+        ("{}", "an account is named by"),
         ('{ static_role = "look" }', "`address` goes with"),
         ('{ file = "/dsn", address = "postgresql://db/orders" }', "`address` goes with"),
         ('{ file = "/dsn", mount = "database" }', "`mount` with them alone"),
@@ -294,4 +295,32 @@ def test_what_names_no_monitoring_account_is_refused_with_what_to_write(
 ) -> None:
     with pytest.raises(ConfigurationError, match=re.escape(says)) as caught:
         configuration_of(monitor, tmp_path)
+    assert "hunter2secret" not in str(caught.value)
+
+
+def test_the_account_that_ends_sessions_is_named_in_the_same_ways(tmp_path: Path) -> None:
+    respond = '{ static_role = "end", address = "postgresql://db:5432/orders" }'
+    told = msgspec.to_builtins(configuration_of('{ file = "/dsn" }', tmp_path, respond=respond).respond)
+    database = Database(mount="database", name="orders", monitor={"file": "/dsn"}, respond=told)
+    assert monitors.vault_path(database, "respond") == "database/static-creds/end"
+    assert monitors.vault_path(database) == ""
+
+
+@pytest.mark.parametrize(
+    ("respond", "says"),
+    [
+        ("{}", "an account is named by"),
+        (
+            '{ role = "end", address = "postgresql://me:hunter2secret@db/orders" }',
+            "database orders: respond.address may not",
+        ),
+        ('{ role = "../../sys/raw", address = "postgresql://db/orders" }', "respond names the role"),
+        ('{ file = "/dsn" }', "respond names the account that monitors. What looks may not end anything"),
+    ],
+)
+def test_what_names_no_responding_account_is_refused_with_what_to_write(
+    respond: str, says: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(says)) as caught:
+        configuration_of('{ file = "/dsn" }', tmp_path, respond=respond)
     assert "hunter2secret" not in str(caught.value)

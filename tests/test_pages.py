@@ -25,7 +25,7 @@ from audit.polls import request_ids
 from dashboard import throttle, urls
 from dashboard.templatetags.leasehold import span
 from dashboard.views.errors import explain
-from leases import queries
+from leases import action_queries, queries
 from leases.models import Certainty, EndReason, Lease, LeaseState, Revocation
 from leases.models.sources import SourceKind
 from leases.version import VERSION
@@ -58,6 +58,11 @@ def pages(scene: dict[str, Any]) -> dict[str, str]:
         "access": "/access?database=demo/database/orders&to=2026-11-20T12:00",
         "actions": "/actions",
         "actions-receipt": f"/actions/{scene['unverified'].pk}",
+        "actions-receipt-of-many": f"/actions/{scene['many'].pk}",
+        "actions-receipt-waiting": f"/actions/{scene['waiting'].pk}",
+        "actions-item": f"/actions/{scene['many'].pk}/leases/{scene['item'].pk}",
+        "containments": "/containments?state=any",
+        "containments-detail": f"/containments/{scene['containment'].pk}",
         "sources": "/sources",
         "sources-stream": f"/sources/streams/{scene['stream'].pk}/",
         "sources-rejected": f"/sources/streams/{scene['stream'].pk}/rejected/{scene['rejected'].pk}/",
@@ -711,12 +716,13 @@ def test_a_rare_hit_is_looked_for_in_steps_and_found(viewer: Client, monkeypatch
 def test_actions_are_paged_too(viewer: Client) -> None:
     lease = factories.ended()
     made = {factories.action(lease, state="verified", ago=number // 20).pk.hex for number in range(70)}
-    first = queries.actions_page()
+    first = action_queries.actions_page()
     assert first.older
-    second = queries.actions_page(before=first.older)
+    second = action_queries.actions_page(before=first.older)
     assert second.older is None
-    assert [row.pk.hex for row in first.rows] + [row.pk.hex for row in second.rows] != []
-    assert {row.pk.hex for row in [*first.rows, *second.rows]} == made
+    shown = [row.action.pk.hex for row in [*first.rows, *second.rows]]
+    assert len(shown) == len(made)
+    assert set(shown) == made
     assert viewer.get(f"/actions?before={first.older}").status_code == 200
 
 
@@ -793,7 +799,7 @@ def test_an_unchanged_live_part_asks_little(viewer: Client) -> None:
 def test_the_preview_says_what_ends_and_what_does_not(responder: Client) -> None:
     lease = factories.lease(pod="checkout-1")
     body = text(responder.get(f"/leases/{lease.pk}/revoke"))
-    for said in (lease.lease_id, "checkout-1", "may simply fetch a new lease", "Open sessions stay open"):
+    for said in (lease.lease_id, "checkout-1", "Whose live sessions", "Who logs in again", "expect a new lease"):
         assert said in body
     assert not Revocation.objects.exists()
 
@@ -849,10 +855,11 @@ def steps_shown(response: Any) -> list[str]:
 def test_a_receipt_shows_done_only_what_was_verified(viewer: Client) -> None:
     scene = factories.scene()
     expected = {
-        "verified": ["ok", "ok", "ok", "ok", "ok"],
-        "running": ["ok", "ok", "waiting", "waiting", "waiting"],
-        "unverified": ["ok", "ok", "ok", "unverified", "unverified"],
-        "failed": ["ok", "failed", "skipped", "skipped", "skipped"],
+        "verified": ["ok", "ok", "ok", "ok", "ok", "ok", "ok"],
+        "running": ["ok", "waiting", "ok", "waiting", "waiting", "waiting", "waiting"],
+        # of a version that did not look at sessions
+        "unverified": ["ok", "unverified", "ok", "ok", "unverified", "unverified", "unverified"],
+        "failed": ["ok", "skipped", "failed", "skipped", "skipped", "skipped", "skipped"],
     }
     for name, steps in expected.items():
         assert steps_shown(viewer.get(f"/actions/{scene[name].pk}")) == steps, name
@@ -872,14 +879,14 @@ def test_a_receipt_looks_again_only_while_something_is_open(viewer: Client) -> N
 def test_after_the_end_is_verified_the_audit_line_is_awaited_for_a_minute(viewer: Client) -> None:
     lease = factories.ended()
     action = factories.action(lease, state="verified", ago=2)
-    for name in ("Vault answered", "lease gone", "database user gone"):
+    for name in ("sessions seen", "Vault answered", "lease gone", "database user gone", "sessions ended"):
         factories.step(action, lease, name)
     response = viewer.get(f"/actions/{action.pk}")
-    assert steps_shown(response) == ["ok", "ok", "ok", "ok", "waiting"]
+    assert steps_shown(response) == [*["ok"] * 6, "waiting"]
     assert b"hx-trigger" in response.content
     Revocation.objects.update(updated_at=timezone.now() - timedelta(seconds=61))
     response = viewer.get(f"/actions/{action.pk}")
-    assert steps_shown(response) == ["ok", "ok", "ok", "ok", "unverified"]
+    assert steps_shown(response) == [*["ok"] * 6, "unverified"]
     assert b"hx-trigger" not in response.content
 
 

@@ -109,7 +109,8 @@ def test_before_a_lease_is_revoked_its_open_sessions_are_counted(responder: Clie
     assert "open now" not in text(responder.get(f"/leases/{lease.pk}/revoke"))
     factories.used_in_every_way(lease)
     page = text(responder.get(f"/leases/{lease.pk}/revoke"))
-    assert "Open sessions stay open. 4 sessions under its user are open now" in page
+    assert "4 open now, as last sampled" in page
+    assert "not ended: the database has no responding account" in page
 
 
 def test_a_database_user_that_is_known_by_time_and_name_is_called_a_guess(viewer: Client) -> None:

@@ -154,6 +154,7 @@ class World:
             (self.folder / name).write_text(token)
         for database in ("orders", "billing"):
             (self.folder / f"{database}.dsn").write_text(self.postgres.dsn(databases.MONITOR, database))
+            (self.folder / f"{database}-respond.dsn").write_text(self.postgres.dsn(databases.RESPONDER, database))
         ca_file = f'ca_file = "{self.cluster.ca_file}"' if self.cluster.ca_file else ""
         devices = "".join(
             f'[[vaults.devices]]\nname = "{name}"\nnodes = [{{ name = "bao-0", path = "{path}" }}]\n'
@@ -189,12 +190,14 @@ mount = "{MOUNT}"
 name = "orders"
 kind = "postgresql"
 monitor = {{ file = "{self.folder}/orders.dsn" }}
+respond = {{ file = "{self.folder}/orders-respond.dsn" }}
 [[databases]]
 vault = "demo"
 mount = "{MOUNT}"
 name = "billing"
 kind = "postgresql"
 monitor = {{ file = "{self.folder}/billing.dsn" }}
+respond = {{ file = "{self.folder}/billing-respond.dsn" }}
 """
 
     def users(self) -> set[str]:

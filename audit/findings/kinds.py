@@ -29,6 +29,7 @@ MEANS: dict[str, str] = {
     K.GHOST_USER: "A user that Vault made is still in the database, and no lease will ever end it.",
     K.NO_USER: "Vault still holds a lease whose database user is gone: the credential does not work, and whoever holds it may not know.",
     K.USER_VANISHED: "Dropping a user does not close its sessions: whoever has one goes on with what it may do.",
+    K.BACK: "Somebody shut this service account out, and yet Vault has answered it since: it has a way in that was not closed.",
 }
 
 DO: dict[str, str] = {
@@ -69,5 +70,8 @@ DO: dict[str, str] = {
     K.GHOST_USER: "See that nobody uses it, then drop it in the database (DROP OWNED BY and DROP ROLE). Forced revocations "
     "(revoke-force) leave such users behind, and so does a database that is restored from a backup.",
     K.NO_USER: "Find out who dropped the user. Revoke the lease, so that its holder reads a new one.",
-    K.USER_VANISHED: "End the session in the database (pg_terminate_backend). For good: let the role's revocation statements end them.",
+    K.USER_VANISHED: "End the session in the database (pg_terminate_backend). For good: give Leasehold an account that does it when it revokes "
+    "(respond, docs/databases.md), or let the role's revocation statements end them.",
+    K.BACK: "Contain it again: what it came by is then found and disabled. Where that does not help (a token without an identity, an auth mount that "
+    "makes an identity for each pod), take the service account out of the roles of that mount, or delete its pods.",
 }

@@ -410,7 +410,7 @@ def a_revocation_did_not_end_its_lease_for_sure(revocation: FailedRevocation) ->
         f"lease {revocation.vault} {revocation.lease_id}",
         "A revocation failed: the lease may still work"
         if failed
-        else "A revocation was not verified: nobody has seen that the database user is gone",
+        else "A revocation was not verified: nobody has seen that the database user and its sessions are gone",
         vault=revocation.vault,
         evidence=(
             Item(f"requested by {revocation.by}", revocation.at, action=revocation.action),

@@ -9,7 +9,7 @@ from typing import Any
 from django.db import transaction
 from django.db.models import Q
 
-from audit.findings import facts, log_facts, log_rules, rules, session_facts, session_rules
+from audit.findings import contained, facts, log_facts, log_rules, rules, session_facts, session_rules
 from audit.findings.found import Found
 from audit.models.findings import Finding, FindingChange, Look
 from audit.notices.queue import queue
@@ -102,6 +102,8 @@ def found_now(*, now: datetime) -> Iterator[Found]:
         yield from session_rules.live_leases_have_no_database_user(zombies)
     for strays in session_facts.stray_logins(now=now):
         yield from session_rules.logins_came_from_no_pod_of_their_service_account(strays)
+    for back in contained.back(now=now):
+        yield from contained.a_contained_service_account_is_back(back)
 
 
 def look(*, now: datetime) -> Looked:

@@ -36,6 +36,7 @@ class FindingKind(models.TextChoices):
     GHOST_USER = "database user without a lease"
     NO_USER = "lease without a database user"
     USER_VANISHED = "session outlives its user"
+    BACK = "back in spite of containment"
 
 
 class Finding(models.Model):

@@ -12,7 +12,8 @@ from django.utils.safestring import SafeString
 
 from audit.hours import Hour, State
 from audit.models import Finding, Notice, Severity
-from leases.models import Lease, Session
+from dashboard.receipts import Line
+from leases.models import Action, ActionStep, Lease, Session
 from leases.queries import database_key
 from leases.review import length
 
@@ -46,6 +47,22 @@ REVOCATIONS = {
     "verified": ("check", "good", "verified"),
     "unverified": ("unknown", "warn", "not verified"),
     "failed": ("alarm", "bad", "failed"),
+    "stopped": ("skipped", "plain", "stopped before its turn"),
+}
+JOBS = {
+    "waiting for approval": ("busy", "warn", "waits for approval"),
+    "refused": ("cross", "bad", "refused"),
+    "running": ("busy", "warn", "running"),
+    "stopped": ("skipped", "warn", "stopped"),
+    "done": ("ended", "plain", "done"),
+}
+CONTAINMENTS = {
+    "containing": ("busy", "warn", "containing"),
+    "contained": ("shut", "bad", "contained"),
+    "failed": ("alarm", "bad", "not wholly contained"),
+    "lifting": ("busy", "warn", "lifting"),
+    "lifted": ("ended", "plain", "lifted"),
+    "refused": ("cross", "plain", "refused"),
 }
 OUTCOMES = {
     "ok": ("check", "good", "done"),
@@ -115,6 +132,37 @@ def revocation(value: str) -> SafeString:
 @register.simple_tag
 def outcome(value: str) -> SafeString:
     return _badge(*OUTCOMES.get(value, (*UNKNOWN, value)))
+
+
+@register.simple_tag
+def job_state(value: str) -> SafeString:
+    return _badge(*JOBS.get(value, (*UNKNOWN, value)))
+
+
+@register.simple_tag
+def containment_state(value: str) -> SafeString:
+    return _badge(*CONTAINMENTS.get(value, (*UNKNOWN, value)))
+
+
+@register.simple_tag
+def after(step: ActionStep, action: Action) -> SafeString:
+    """How long after the action began a step was decided."""
+    return format_html(
+        '<time class="after" datetime="{}" title="{} UTC">+{} s</time>',
+        _iso(step.at),
+        f"{step.at.astimezone(UTC):%H:%M:%S.%f}",
+        f"{(step.at - action.at).total_seconds():.2f}",
+    )
+
+
+@register.simple_tag
+def tick(line: Line) -> SafeString:
+    """One step of a receipt in a table: its sign, with its words on hover and for those who hear the page."""
+    symbol, tone, word = OUTCOMES.get(line.outcome, (*UNKNOWN, line.outcome))
+    words = f"{line.text}: {word}"
+    return format_html(
+        '<span class="badge {}" title="{}">{}<span class="hush">{}</span></span>', tone, words, icon(symbol), words
+    )
 
 
 @register.simple_tag

@@ -9,7 +9,7 @@ from django.utils import timezone
 from audit.findings import kinds, queries, watch
 from audit.models import Finding
 from audit.notices import queries as notices
-from dashboard.access import PageRequest, groups, may_close_findings, may_read, needs
+from dashboard.access import PageRequest, groups, may_close_findings, may_read, may_revoke, needs
 from dashboard.forms import CloseForm, FindingFilterForm
 from dashboard.paging import link
 from leases.queries import vaults
@@ -74,6 +74,7 @@ def _detail(request: PageRequest, finding: Finding, form: CloseForm, *, status: 
         "finding": finding,
         "means": kinds.MEANS[finding.kind],
         "do": kinds.DO[finding.kind],
+        "targets": queries.targets(finding) if finding.open and may_revoke(groups(request)) else None,
         "changes": queries.changes_of(finding),
         "told": notices.told_of(finding),
         "form": form,

@@ -12,9 +12,10 @@ from audit.findings import queries as findings
 from dashboard.access import PageRequest, may_read, may_revoke, needs
 from dashboard.forms import LeaseFilterForm, RevokeForm
 from dashboard.paging import cursor, link
-from leases import queries, session_queries
-from leases import revoke as verbs
+from dashboard.views.plans import confirm, preview
+from leases import action_queries, plans, queries, session_queries
 from leases.models import Lease
+from leases.models.actions import ActionKind
 
 
 @needs(may_read)
@@ -64,30 +65,27 @@ def detail(request: PageRequest, pk: int) -> HttpResponse:
         "findings": findings.concerning(lease),
         "revocations": revocations,
         "running": next((row for row in revocations if row.open), None),
+        "contained": action_queries.containment_of(
+            cluster=lease.cluster, namespace=lease.service_account_namespace, service_account=lease.service_account
+        ),
     }
     return render(request, "leases/detail.html", context)
 
 
 @needs(may_revoke)
 def revoke(request: PageRequest, pk: int) -> HttpResponse:
-    lease = _lease_or_404(pk)
+    """One lease: what is shown is planned and confirmed at once."""
+    lease, now = _lease_or_404(pk), timezone.now()
     form = RevokeForm(request.POST or None)
     if request.method == "POST" and form.is_valid():
+        scope, by = {"kind": "leases", "value": str(pk)}, request.user.get_username()
         try:
-            action = verbs.request(
-                leases=[lease],
-                by=request.user.get_username(),
-                reason=form.cleaned_data["reason"].strip(),
-                now=timezone.now(),
-            )
-        except verbs.AlreadyRequested as other:
-            messages.warning(request, f"{other.action.by} was first: this is their revocation of the same lease.")
-            return redirect("actions-receipt", pk=other.action.pk)
-        except verbs.NothingToRevoke:
+            made = plans.plan(kind=ActionKind.REVOKE, scope=scope, leases=[pk], by=by, now=now)
+        except plans.NothingToRevoke:
             messages.info(request, "The lease had ended before: nothing was left to revoke.")
             return redirect("leases-detail", pk=pk)
-        return redirect("actions-receipt", pk=action.pk)
-    context = {"lease": lease, "form": form, "open_sessions": session_queries.open_of_lease(lease)}
+        return confirm(request, made, form, now=now)
+    context = {"now": now, "lease": lease, "form": form, "preview": preview([pk], now=now)}
     return render(request, "leases/revoke.html", context)
 
 

@@ -4,7 +4,8 @@ from django.http import Http404, HttpResponse
 from django.shortcuts import render
 
 from dashboard.access import PageRequest, may_read, needs
-from leases import queries, session_queries
+from leases import action_queries, queries, session_queries
+from leases.models import LeaseState
 
 
 @needs(may_read)
@@ -12,9 +13,15 @@ def detail(request: PageRequest, cluster: str, uid: str) -> HttpResponse:
     found = session_queries.pod_holdings(cluster=cluster, uid=uid)
     if found is None:
         raise Http404
+    namespace = found.pod.namespace if found.pod else found.leases[0].service_account_namespace
+    account = found.pod.service_account if found.pod else found.leases[0].service_account
     context = {
         "cluster": cluster,
         "uid": uid,
+        "pod_scope": f"{cluster}/{uid}",
+        "account_scope": f"{cluster}/{namespace}/{account}" if account else "",
+        "live": any(lease.state != LeaseState.ENDED for lease in found.leases),
+        "contained": action_queries.containment_of(cluster=cluster, namespace=namespace, service_account=account),
         "pod": found.pod,
         "told": found.leases[0] if found.leases else None,
         "leases": found.leases[: queries.PAGE],

@@ -4,6 +4,7 @@ A new kind is one module here with the functions of `Kind`, one line in `_MODULE
 (docs/databases.md).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from importlib import import_module
@@ -33,6 +34,14 @@ class DatabaseDenied(DatabaseError):
 
 class SessionsHidden(DatabaseDenied):
     """The account logs in and sees users, but not other users' sessions."""
+
+
+class MayNotEnd(DatabaseDenied):
+    """The account logs in and sees sessions, but may not end those of others."""
+
+
+class UserForgotten(DatabaseError):
+    """The user was dropped, and by its name alone the server cannot tell which sessions it left."""
 
 
 class UnknownKind(DatabaseError):
@@ -99,8 +108,49 @@ class Sample:
     database: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One session of a user, named so that exactly this one can be ended: process ids and connection numbers come back.
+
+    `key` is that of samples. `began_at` (UTC) is to the last digit of the server's own, and None where the server does not say; there
+    the key is enough, since it holds the start of the server.
+    """
+
+    key: str
+    pid: int
+    began_at: datetime | None
+    user: str
+    database: str
+    # as in SeenSession
+    address: str
+    port: int | None
+    application: str
+
+
+@dataclass(frozen=True, slots=True)
+class Backends:
+    """Every session of one user on the whole server, by one query. `user_oid`: the server's own number for it, if it has one."""
+
+    server: Server
+    user: str
+    user_oid: int | None
+    backends: tuple[Backend, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Terminated:
+    """What became of sessions that were to be ended: keys of those that were there and were told to end, and of those that still are.
+
+    `server`: which one was asked.
+    """
+
+    server: Server
+    told: frozenset[str]
+    survivors: frozenset[str]
+
+
 class Kind(Protocol):
-    """What each module of this package offers. `dsn` is the monitoring account's address; each raises DatabaseError."""
+    """What each module of this package offers. `dsn` is the address of a monitoring or responding account; each raises DatabaseError."""
 
     def check(self, dsn: str) -> None:
         """Return if the account can log in and read what the others need; SessionsHidden if sample() alone cannot."""
@@ -116,6 +166,21 @@ class Kind(Protocol):
 
     def user_exists(self, dsn: str, name: str) -> bool:
         """Whether the server still has the user."""
+
+    def backends(self, dsn: str, user: str, *, user_oid: int | None = None) -> Backends:
+        """Every session of the user, also of one that was dropped: `user_oid` then tells which, where the server forgets the name.
+
+        Raises SessionsHidden where the account may not see them, UserForgotten where the user is gone and its number is not given.
+        """
+
+    def terminate(self, dsn: str, backends: Sequence[Backend], *, seconds: float) -> Terminated:
+        """Ends exactly these sessions, and looks for up to `seconds` whether they are gone. Raises MayNotEnd, or SessionsHidden."""
+
+    def check_responder(self, dsn: str) -> None:
+        """Return if the account may do both; raises SessionsHidden or MayNotEnd."""
+
+    def by_hand(self, found: Backends) -> str:
+        """What an administrator types to end these sessions. Asks nothing."""
 
 
 def kinds() -> tuple[str, ...]:

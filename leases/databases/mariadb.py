@@ -1,13 +1,14 @@
-"""The boundary to MariaDB and MySQL servers that dynamic users live on: reads users and sessions through PyMySQL, changes nothing.
+"""The boundary to MariaDB and MySQL servers that dynamic users live on: reads users and sessions through PyMySQL, and ends
+sessions.
 
 One module for both: what they say differently, the greeting of the server decides, not the configuration's word. Each call opens a
-short read-only session of its own, so a monitoring account never holds one open. Texts of statements are never read.
+short read-only session of its own, so no account of this product holds one open. Texts of statements are never read.
 """
 
 import re
 import time
-from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from ipaddress import IPv6Address, ip_address
 from typing import Any
@@ -18,18 +19,27 @@ import pymysql
 from pymysql.cursors import DictCursor
 
 from leases.databases import (
+    Backend,
+    Backends,
     DatabaseDenied,
     DatabaseError,
     DatabaseUnreachable,
     DatabaseUser,
+    MayNotEnd,
     Sample,
     SeenSession,
     Server,
     SessionsHidden,
+    Terminated,
+    kept,
 )
 
 CONNECT_TIMEOUT_SECONDS = 3
 STATEMENT_TIMEOUT_SECONDS = 5
+# between two looks whether sessions are gone; an idle one takes about a millisecond
+LOOK_SECONDS = 0.02
+# so many statements are written one by one for a person
+WRITTEN_OUT = 10
 PORT = 3306
 _SUPPORTED = "MariaDB 10.5, MySQL 8.0 and newer can be sampled."
 # TLS: with a certificate authority the server must prove who it is, and nothing is sent in plain
@@ -37,6 +47,7 @@ _TLS = {"ssl_ca": "ca", "ssl_cert": "cert", "ssl_key": "key"}
 
 # https://mariadb.com/kb/en/mariadb-error-code-reference/, https://dev.mysql.com/doc/mysql-errors/8.4/en/server-error-reference.html
 _NO_PROCESS, _NO_TABLE, _NO_COLUMN, _NO_FUNCTION, _NO_JSON = 1227, 1142, 1143, 1305, 1630
+_NO_SUCH_SESSION, _NOT_ITS_OWNER = 1094, 1095
 _TOO_SLOW = {1205, 1969, 3024}
 # beside those of the driver itself (2000 and more): full, going down, blocks this host
 _AWAY = {1040, 1053, 1129, 1203, 1226, 1927}
@@ -59,6 +70,19 @@ _SAMPLE = """
 """
 _FOR_MARIADB = _SAMPLE.format(number="@@server_id", status="information_schema.GLOBAL_STATUS")
 _FOR_MYSQL = _SAMPLE.format(number="@@server_uuid", status="performance_schema.global_status")
+
+# The number of a connection never comes back while the server runs, so its start and the number name a session for ever.
+_BACKENDS = """
+    SELECT @@hostname AS host, @@port AS port, {number} AS number, @@version AS version,
+      CAST(UNIX_TIMESTAMP() - (SELECT VARIABLE_VALUE FROM {status} WHERE VARIABLE_NAME = 'Uptime') AS SIGNED) AS started,
+      (SELECT COUNT(*) FROM information_schema.INNODB_CMP) AS sees_all,
+      (SELECT JSON_ARRAYAGG(JSON_ARRAY(ID, USER, COALESCE(DB, ''), HOST, COMMAND)) FROM information_schema.PROCESSLIST
+        WHERE USER = %s) AS sessions
+"""
+_BACKENDS_OF_MARIADB = _BACKENDS.format(number="@@server_id", status="information_schema.GLOBAL_STATUS")
+_BACKENDS_OF_MYSQL = _BACKENDS.format(number="@@server_uuid", status="performance_schema.global_status")
+# what lets an account end others' sessions: MariaDB, MySQL, older ones of both
+_MAY_END = {"CONNECTION ADMIN", "CONNECTION_ADMIN", "SUPER", "ALL PRIVILEGES"}
 
 
 def check(dsn: str) -> None:
@@ -95,21 +119,12 @@ def sample(dsn: str, *, with_users: bool) -> Sample:
         # a user of several hosts is there several times
         users = {name for name in msgspec.json.decode(told.users or "[]", type=list[str]) if _is_dynamic(name)}
     except msgspec.MsgspecError as error:
-        # its text names fields and types, never values
-        raise DatabaseError(
-            f"{_where(dsn)} answers what is no sample of sessions ({str(error)[:100]})",
-            f"Check that the server itself answers there. {_SUPPORTED}",
-        ) from error
+        raise _no_sample(dsn, error) from error
     # of an account that Vault made, too
     own = told.own.rpartition("@")[0]
     seen = (_seen(told.started, users, session) for session in sessions)
     return Sample(
-        server=Server(
-            # MySQL keeps a number of its own with its data. MariaDB has none: its server_uid goes with the network card of a pod
-            identity=f"mariadb {told.number} {told.host}:{told.port}" if mariadb else f"mysql {told.number}",
-            started_at=datetime.fromtimestamp(told.started, UTC),
-            version=told.version,
-        ),
+        server=_server(told, mariadb=mariadb),
         at=datetime.fromtimestamp(told.at, UTC),
         # with sysdate-is-now the clock stands still within a statement: it took no longer than was waited for it
         took_ms=told.took_ms or waited_ms,
@@ -127,15 +142,107 @@ def user_exists(dsn: str, name: str) -> bool:
     return any(row["name"] == name for row in rows)
 
 
-class _Told(msgspec.Struct):
-    """What is read of the row that a sample is."""
+def backends(dsn: str, user: str, *, user_oid: int | None = None) -> Backends:
+    """Sessions of the user by its name, which stays with them when it was dropped; there is no number."""
+    with _session(dsn) as session:
+        return _backends(session, dsn, user)
+
+
+def terminate(dsn: str, backends: Sequence[Backend], *, seconds: float) -> Terminated:
+    """One statement ends one session, by a number that means the same session for as long as this one is open.
+
+    For that the server's start is compared first: an end of the server in between would be the end of this session, too.
+    https://mariadb.com/kb/en/kill/, https://dev.mysql.com/doc/refman/8.4/en/kill.html
+    """
+    users = {backend.user for backend in backends}
+    wanted = {backend.key for backend in backends}
+    told = set()
+    with _session(dsn) as session:
+        until = time.monotonic() + seconds
+        server, there = _there(session, dsn, users)
+        for backend in there.values():
+            if backend.key in wanted:
+                try:
+                    _ask(session, f"KILL CONNECTION {backend.pid}")
+                except pymysql.Error as error:
+                    # it ended by itself just now
+                    if _code(error) != _NO_SUCH_SESSION:
+                        raise
+                told.add(backend.key)
+        while left := wanted & _there(session, dsn, users)[1].keys():
+            if time.monotonic() >= until:
+                break
+            time.sleep(LOOK_SECONDS)
+    return Terminated(server, frozenset(told), frozenset(left))
+
+
+def by_hand(found: Backends) -> str:
+    """One statement for each, or where they are many one that prints them."""
+    if len(found.backends) > WRITTEN_OUT:
+        user = found.user.replace("\\", "\\\\").replace("'", "''")
+        return (
+            "SELECT CONCAT('KILL CONNECTION ', ID, ';') FROM information_schema.PROCESSLIST "  # noqa: S608 -- for a person
+            f"WHERE USER = '{user}'; -- prints what ends them"
+        )
+    return " ".join(f"KILL CONNECTION {backend.pid};" for backend in found.backends)
+
+
+def check_responder(dsn: str) -> None:
+    """Return if the account can log in, see others' sessions and end them."""
+    with _session(dsn) as session:
+        _backends(session, dsn, "")
+        # the line holds the account's password hash, too: nothing of it is kept
+        rows = [str(next(iter(row.values()))) for row in _ask(session, "SHOW GRANTS")]
+        granted = {
+            word.strip().upper()
+            for row in rows
+            if (found := re.match(r"GRANT (.*?) ON \*\.\* TO ", row))
+            for word in found[1].split(",")
+        }
+        if not granted & _MAY_END:
+            raise _may_not_end(session, _where(dsn))
+
+
+def _there(
+    session: "pymysql.Connection[DictCursor]", dsn: str, users: Collection[str]
+) -> tuple[Server, dict[str, Backend]]:
+    """Sessions of these users by their keys."""
+    found = [_backends(session, dsn, user) for user in sorted(users) or [""]]
+    return found[0].server, {backend.key: backend for one in found for backend in one.backends}
+
+
+def _backends(session: "pymysql.Connection[DictCursor]", dsn: str, user: str) -> Backends:
+    mariadb = _is_mariadb(session)
+    (row,) = _ask(session, _BACKENDS_OF_MARIADB if mariadb else _BACKENDS_OF_MYSQL, [user])
+    try:
+        told = msgspec.convert(row, _Place, strict=False)
+        rows = msgspec.json.decode(row["sessions"] or "[]", type=list[_Row])
+    except msgspec.MsgspecError as error:
+        raise _no_sample(dsn, error) from error
+    # compared without case where the server's collation does
+    seen = [_seen(told.started, (), row) for row in sorted(rows, key=lambda row: row.number) if row.user == user]
+    return Backends(
+        _server(told, mariadb=mariadb),
+        user,
+        None,
+        tuple(Backend(s.key, s.pid, None, s.user, s.database, s.address, s.port, "") for s in seen),
+    )
+
+
+class _Place(msgspec.Struct):
+    """What a row says of the server itself."""
 
     host: str
     port: int
     number: int | str
     version: str
-    own: str
     started: int
+
+
+class _Told(_Place):
+    """What is read of the row that a sample is."""
+
+    own: str
     # no rows: none
     sessions: str | None
     users: str | None
@@ -151,6 +258,15 @@ class _Row(msgspec.Struct, array_like=True):
     database: str
     host: str
     command: str
+
+
+def _server(told: _Place, *, mariadb: bool) -> Server:
+    return Server(
+        # MySQL keeps a number of its own with its data. MariaDB has none: its server_uid goes with the network card of a pod
+        identity=f"mariadb {told.number} {told.host}:{told.port}" if mariadb else f"mysql {told.number}",
+        started_at=datetime.fromtimestamp(told.started, UTC),
+        version=told.version,
+    )
 
 
 def _seen(started: int, users: Collection[str], row: _Row) -> SeenSession:
@@ -193,8 +309,12 @@ def _is_mariadb(session: "pymysql.Connection[DictCursor]") -> bool:
     return "mariadb" in str(session.get_server_info()).lower()  # type: ignore[no-untyped-call]
 
 
+def _session(dsn: str) -> "AbstractContextManager[pymysql.Connection[DictCursor]]":
+    return kept.session(_opened, dsn)
+
+
 @contextmanager
-def _session(dsn: str) -> Iterator["pymysql.Connection[DictCursor]"]:
+def _opened(dsn: str) -> Iterator["pymysql.Connection[DictCursor]"]:
     """A read-only session with time limits; PyMySQL's errors come out as DatabaseError without the DSN's password."""
     parts, tls = _parts(dsn)
     server = _where(dsn)
@@ -221,7 +341,7 @@ def _session(dsn: str) -> Iterator["pymysql.Connection[DictCursor]"]:
     except (OSError, RuntimeError, UnicodeError) as error:
         # files of the address that cannot be read, a way to log in that needs another package, a name that cannot be one
         raise DatabaseError(
-            f"The monitoring account's address of {server} cannot be used: {_line(str(error), parts)}",
+            f"The account's address of {server} cannot be used: {_line(str(error), parts)}",
             "Check its host name and the files that ssl_ca, ssl_cert and ssl_key name; let the account log in with "
             "mysql_native_password or caching_sha2_password.",
         ) from error
@@ -256,27 +376,49 @@ def _ask(
 def _not_granted(session: "pymysql.Connection[DictCursor]", server: str, error: pymysql.Error) -> DatabaseDenied | None:
     """What the account may not do, with the grant for it; None for any other error."""
     code = _code(error)
-    if code not in {_NO_PROCESS, _NO_TABLE, _NO_COLUMN}:
+    if code not in {_NO_PROCESS, _NO_TABLE, _NO_COLUMN, _NOT_ITS_OWNER}:
         return None
     try:
-        (row,) = _ask(session, "SELECT CURRENT_USER() AS account")
+        account = _account(session)
+        if code == _NOT_ITS_OWNER:
+            return _may_not_end(session, server)
     except pymysql.Error:
         return None
-    name, _, host = str(row["account"]).rpartition("@")
-    account = f"'{name}'@'{host}'"
     if code == _NO_PROCESS:
         return SessionsHidden(
-            f"The monitoring account {account} of {server} may not see other users' sessions, so nobody can say which are there",
+            f"The account {account} of {server} may not see other users' sessions, so nobody can say which are there",
             f"Grant it that as an administrator: GRANT PROCESS ON *.* TO {account}.",
         )
     if not str(error.args[1]).endswith(("'user'", "`user`")):
         return DatabaseDenied(
-            f"The monitoring account {account} of {server} may not read what a sample needs: {error.args[1]}"[:300],
+            f"The account {account} of {server} may not read what a sample needs: {error.args[1]}"[:300],
             "Grant it SELECT on that as an administrator (docs/databases.md).",
         )
     return DatabaseDenied(
-        f"The monitoring account {account} of {server} may not read the names of users",
+        f"The account {account} of {server} may not read the names of users",
         f"Grant it that as an administrator: GRANT SELECT (User) ON mysql.user TO {account}.",
+    )
+
+
+def _account(session: "pymysql.Connection[DictCursor]") -> str:
+    (row,) = _ask(session, "SELECT CURRENT_USER() AS account")
+    name, _, host = str(row["account"]).rpartition("@")
+    return f"'{name}'@'{host}'"
+
+
+def _may_not_end(session: "pymysql.Connection[DictCursor]", server: str) -> MayNotEnd:
+    account, right = _account(session), "CONNECTION ADMIN" if _is_mariadb(session) else "CONNECTION_ADMIN"
+    return MayNotEnd(
+        f"The account {account} of {server} may not end other users' sessions",
+        f"Grant it that as an administrator: GRANT PROCESS, {right} ON *.* TO {account}.",
+    )
+
+
+def _no_sample(dsn: str, error: msgspec.MsgspecError) -> DatabaseError:
+    # its text names fields and types, never values
+    return DatabaseError(
+        f"{_where(dsn)} answers what is no sample of sessions ({str(error)[:100]})",
+        f"Check that the server itself answers there. {_SUPPORTED}",
     )
 
 
@@ -291,7 +433,7 @@ def _told(server: str, parts: SplitResult, error: pymysql.Error) -> DatabaseErro
         )
     if code in _REFUSALS:
         return DatabaseDenied(
-            f"{server} refuses the monitoring account: {line}",
+            f"{server} refuses the account: {line}",
             "Check user and password of its address, the hosts that the account may come from, and whether it must use TLS.",
         )
     if code in _AWAY or 2000 <= code < 3000:
@@ -333,7 +475,7 @@ def _parts(dsn: str) -> tuple[SplitResult, dict[str, Any]]:
     if not good:
         # outside of the handler, so that nothing is chained: the parser's own text repeats parts of the address
         raise DatabaseError(
-            "The monitoring account's address is not one of MariaDB or MySQL",
+            "The account's address is not one of MariaDB or MySQL",
             "Write mariadb://USER:PASSWORD@HOST:PORT/DATABASE or mysql://… into its secret; write what is special in the password as %XX.",
         )
     tls: dict[str, Any] = {key: told.pop(name) for name, key in _TLS.items() if name in told}
@@ -341,8 +483,7 @@ def _parts(dsn: str) -> tuple[SplitResult, dict[str, Any]]:
     if told or verify not in {"true", "false"} or (tls and not tls.get("ca")):
         wrong = next((name for name in told if re.fullmatch(r"[a-z_]{1,40}", name)), "")
         raise DatabaseError(
-            "The monitoring account's address asks for TLS in a way that is not known"
-            + (f" ({wrong})" if wrong else ""),
+            "The account's address asks for TLS in a way that is not known" + (f" ({wrong})" if wrong else ""),
             "Known are ssl_ca (needed for the others), ssl_cert, ssl_key, and ssl_verify_identity=false for a certificate without the host's name.",
         )
     if tls and verify == "false":

@@ -1,10 +1,11 @@
-"""The boundary to PostgreSQL servers that dynamic users live on: reads roles and sessions through psycopg, changes nothing.
+"""The boundary to PostgreSQL servers that dynamic users live on: reads roles and sessions through psycopg, and ends sessions.
 
-Each call opens a short read-only session of its own, so a monitoring account never holds one open.
+Each call opens a short read-only session of its own, so no account of this product holds one open.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, LiteralString
 
@@ -14,18 +15,26 @@ from psycopg import errors
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from leases.databases import (
+    Backend,
+    Backends,
     DatabaseDenied,
     DatabaseError,
     DatabaseUnreachable,
     DatabaseUser,
+    MayNotEnd,
     Sample,
     SeenSession,
     Server,
     SessionsHidden,
+    Terminated,
+    UserForgotten,
+    kept,
 )
 
 CONNECT_TIMEOUT_SECONDS = 3
 STATEMENT_TIMEOUT_SECONDS = 5
+# between two looks whether sessions are gone; an idle one takes about a millisecond
+LOOK_SECONDS = 0.02
 # how a server words that it is there but will not have this account; libpq gives no code for a failed connection
 _REFUSALS = ("authentication failed", "no pg_hba.conf entry", "does not exist", "not permitted", "permission denied")
 
@@ -39,6 +48,16 @@ def check(dsn: str) -> None:
         account = session.info.user
     if not (row and row[0]):
         raise _sessions_hidden(_where(dsn), account)
+
+
+def check_responder(dsn: str) -> None:
+    """Return if the account can log in, see others' sessions and end them."""
+    with _session(dsn) as session:
+        _server_of(session, dsn)
+        row = session.execute("SELECT pg_has_role('pg_signal_backend', 'USAGE')").fetchone()
+        account = session.info.user
+    if not (row and row[0]):
+        raise _may_not_end(_where(dsn), account)
 
 
 def dynamic_users(dsn: str) -> list[DatabaseUser]:
@@ -82,10 +101,8 @@ def sample(dsn: str, *, with_users: bool) -> Sample:
         ) from error
     if not told.sees_all:
         raise _sessions_hidden(_where(dsn), account)
-    data = f"postgresql {told.system} "
-    address = f"{told.address or 'local socket'}:{told.port}" if told.port else "local socket"
     return Sample(
-        server=Server(data + address, told.started_at.astimezone(UTC), told.version, data),
+        server=_server(told.system, told.address, told.port, told.started_at, told.version),
         at=told.at.astimezone(UTC),
         took_ms=told.took_ms,
         sessions=tuple(_seen(row) for row in told.sessions),
@@ -94,6 +111,55 @@ def sample(dsn: str, *, with_users: bool) -> Sample:
         else tuple(DatabaseUser(u.name, u.oid, _utc(u.valid_until)) for u in told.users),
         database=told.database,
     )
+
+
+def backends(dsn: str, user: str, *, user_oid: int | None = None) -> Backends:
+    """Sessions of the role, or of the one that had this number; whatever kind they are, but for helpers that end with their leader.
+
+    https://www.postgresql.org/docs/current/monitoring-stats.html#MONITORING-PG-STAT-ACTIVITY-VIEW
+    """
+    with _session(dsn) as session:
+        server = _server_of(session, dsn)
+        rows = session.execute(_BACKENDS, {"user": user, "oid": user_oid}).fetchall()
+        oid, found = rows[0][0], [row[1:] for row in rows if row[1] is not None]
+        # where no dropped role has left any, this one has not either
+        orphans = session.execute(_ORPHANS).fetchone() if oid is None else None
+    if orphans and orphans[0]:
+        raise UserForgotten(
+            f"{_where(dsn)} has no role {user} any more, and the number that it had is not known, so nobody can say which sessions it left",
+            "See which sessions there are of roles that are gone: SELECT pid, backend_start, usesysid, client_addr FROM pg_stat_activity "
+            "WHERE usename IS NULL AND usesysid IS NOT NULL;",
+        )
+    return Backends(server, user, oid, tuple(_backend(user, *row) for row in found))
+
+
+def terminate(dsn: str, backends: Sequence[Backend], *, seconds: float) -> Terminated:
+    """Process id and start are matched in the statement that ends them.
+
+    https://www.postgresql.org/docs/current/functions-admin.html#FUNCTIONS-ADMIN-SIGNAL
+    """
+    keys = {(backend.pid, backend.began_at): backend.key for backend in backends}
+    wanted = [[backend.pid for backend in backends], [backend.began_at for backend in backends]]
+    with _session(dsn) as session:
+        server = _server_of(session, dsn)
+        try:
+            rows = session.execute(
+                f"SELECT a.pid, a.backend_start, pg_terminate_backend(a.pid) {_THESE}", wanted
+            ).fetchall()
+        except errors.InsufficientPrivilege as error:
+            raise _may_not_end(_where(dsn), session.info.user) from error
+        told = frozenset(keys[pid, _utc(began_at)] for pid, began_at, _ in rows)
+        until = time.monotonic() + seconds
+        while left := session.execute(f"SELECT a.pid, a.backend_start {_THESE}", wanted).fetchall():
+            if time.monotonic() >= until:
+                break
+            time.sleep(LOOK_SECONDS)
+    return Terminated(server, told, frozenset(keys[pid, _utc(began_at)] for pid, began_at in left))
+
+
+def by_hand(found: Backends) -> str:
+    """By the role's number, which stays when its name is gone."""
+    return f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usesysid = {found.user_oid};"  # noqa: S608 -- for a person
 
 
 # What is read of the answer, in its order.
@@ -188,8 +254,69 @@ _SAMPLE = _SAMPLES.format(perhaps=_PERHAPS_VAULTS, users="NULL")
 _SAMPLE_WITH_USERS = _SAMPLES.format(perhaps=_PERHAPS_VAULTS, users=_USERS.format(perhaps=_PERHAPS_VAULTS))
 
 
+# One row even where there is no session: the role's number. The one that was given counts only where no role has name or number any
+# more: else it would be somebody else's by now.
+_BACKENDS: LiteralString = """
+    WITH role AS (
+      SELECT coalesce(
+        (SELECT oid FROM pg_roles WHERE rolname = %(user)s),
+        (SELECT given FROM (SELECT %(oid)s::bigint::oid AS given) WHERE NOT EXISTS (SELECT FROM pg_roles WHERE oid = given))
+      ) AS oid
+    )
+    SELECT role.oid::bigint, to_hex(floor(extract(epoch FROM a.backend_start))::bigint) || '.' || to_hex(a.pid), a.pid, a.backend_start,
+           coalesce(a.datname, ''), host(a.client_addr), a.client_port, coalesce(a.application_name, '')
+    FROM role LEFT JOIN pg_stat_activity a ON a.usesysid = role.oid AND a.leader_pid IS NULL
+    ORDER BY a.backend_start, a.pid
+"""
+_ORPHANS: LiteralString = """
+    SELECT count(*) FROM pg_stat_activity a
+    WHERE a.usesysid IS NOT NULL AND NOT EXISTS (SELECT FROM pg_roles r WHERE r.oid = a.usesysid)
+"""
+_THESE: LiteralString = """
+    FROM pg_stat_activity a JOIN unnest(%s::integer[], %s::timestamptz[]) AS seen (pid, backend_start)
+      ON seen.pid = a.pid AND seen.backend_start = a.backend_start
+"""
+_SERVER: LiteralString = """
+    SELECT system_identifier::text, host(inet_server_addr()), inet_server_port(), pg_postmaster_start_time(),
+           current_setting('server_version'), pg_has_role('pg_read_all_stats', 'USAGE') FROM pg_control_system()
+"""
+
+
+def _server_of(session: psycopg.Connection, dsn: str) -> Server:
+    """Which server it is; raises SessionsHidden where the account may not see others' sessions."""
+    row = session.execute(_SERVER).fetchone()
+    if row is None or not row[5]:
+        raise _sessions_hidden(_where(dsn), session.info.user, grant="pg_read_all_stats, pg_signal_backend")
+    system, address, port, started_at, version, _ = row
+    return _server(system, address, port, started_at, version)
+
+
+def _server(system: str, address: str | None, port: int | None, started_at: datetime, version: str) -> Server:
+    data = f"postgresql {system} "
+    where = f"{address or 'local socket'}:{port}" if port else "local socket"
+    return Server(data + where, started_at.astimezone(UTC), version, data)
+
+
+def _backend(
+    user: str,
+    key: str,
+    pid: int,
+    began_at: datetime,
+    database: str,
+    address: str | None,
+    port: int | None,
+    application: str,
+) -> Backend:
+    port = port if port and port > 0 else None
+    return Backend(key, pid, _utc(began_at), user, database, address or "", port, application)
+
+
+def _session(dsn: str) -> AbstractContextManager[psycopg.Connection]:
+    return kept.session(_opened, dsn)
+
+
 @contextmanager
-def _session(dsn: str) -> Iterator[psycopg.Connection]:
+def _opened(dsn: str) -> Iterator[psycopg.Connection]:
     """A read-only session with time limits; psycopg's errors come out as DatabaseError without the DSN's password."""
     server = _where(dsn)
     try:
@@ -206,7 +333,7 @@ def _session(dsn: str) -> Iterator[psycopg.Connection]:
             yield session
     except errors.InsufficientPrivilege as error:
         raise DatabaseDenied(
-            f"The monitoring account of {server} may not do what every role may: {error.diag.message_primary}",
+            f"The account of {server} may not do what every role may: {error.diag.message_primary}",
             "Give it back what was taken from PUBLIC: SELECT on pg_roles and pg_stat_activity, EXECUTE on pg_control_system().",
         ) from error
     except errors.QueryCanceled as error:
@@ -222,19 +349,30 @@ def _session(dsn: str) -> Iterator[psycopg.Connection]:
         ) from error
 
 
-def _sessions_hidden(server: str, account: str) -> SessionsHidden:
+def _sessions_hidden(server: str, account: str, *, grant: str = "pg_monitor") -> SessionsHidden:
     """https://www.postgresql.org/docs/current/predefined-roles.html"""
     return SessionsHidden(
-        f"The monitoring account {account} of {server} may not see other users' sessions, so nobody can say which are there",
-        f'Grant it that as a superuser: GRANT pg_monitor TO "{account.replace(chr(34), chr(34) * 2)}".',
+        f"The account {account} of {server} may not see other users' sessions, so nobody can say which are there",
+        f"Grant it that as a superuser: GRANT {grant} TO {_quoted(account)}.",
     )
+
+
+def _may_not_end(server: str, account: str) -> MayNotEnd:
+    return MayNotEnd(
+        f"The account {account} of {server} may not end other users' sessions",
+        f"Grant it that as a superuser: GRANT pg_read_all_stats, pg_signal_backend TO {_quoted(account)}.",
+    )
+
+
+def _quoted(name: str) -> str:
+    return f'"{name.replace(chr(34), chr(34) * 2)}"'
 
 
 def _refused(server: str, text: str) -> DatabaseError:
     line = " ".join(text.split())[:300]
     if any(words in text for words in _REFUSALS):
         return DatabaseDenied(
-            f"{server} refuses the monitoring account: {line}",
+            f"{server} refuses the account: {line}",
             "Check user, password and database of its address, and the server's pg_hba.conf.",
         )
     return DatabaseUnreachable(
@@ -249,7 +387,7 @@ def _where(dsn: str) -> str:
     except psycopg.ProgrammingError:
         # from None: the parser's own text repeats the DSN
         raise DatabaseError(
-            "The monitoring account's address is not one of PostgreSQL",
+            "The account's address is not one of PostgreSQL",
             "Write postgresql://USER:PASSWORD@HOST:PORT/DATABASE into its secret.",
         ) from None
     return f"PostgreSQL at {parts.get('host', 'localhost')}:{parts.get('port', '5432')}"

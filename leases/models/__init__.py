@@ -7,6 +7,7 @@ from leases.models.actions import (
     ContainedEntity,
     Containment,
     Job,
+    Pace,
     Plan,
     Revocation,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "Login",
     "MonitorUser",
     "OwnRequest",
+    "Pace",
     "Plan",
     "Pod",
     "PodAddress",

@@ -31,6 +31,9 @@ class Plan(models.Model):
     at = models.DateTimeField()
     # past that the world is another one: plan again
     expires_at = models.DateTimeField()
+    # of a containment: the identities that a worker found in the vaults (leases.identities.Found), and when
+    found = models.JSONField(null=True)
+    found_at = models.DateTimeField(null=True)
     # the action that it became; a plan is confirmed once
     action = models.OneToOneField("Action", models.PROTECT, null=True, related_name="plan")
 
@@ -55,7 +58,7 @@ class Action(models.Model):
 
     class Meta:
         constraints = [models.CheckConstraint(condition=~Q(reason=""), name="an_action_has_a_reason")]
-        indexes = [models.Index(fields=["-at", "-id"], name="action_newest")]  # queries.actions_page()
+        indexes = [models.Index(fields=["-at", "-id"], name="action_newest")]  # action_queries.actions_page()
 
     def __str__(self) -> str:
         return f"{self.kind} by {self.by} at {self.at:%FT%TZ}"
@@ -78,7 +81,7 @@ class ActionStep(models.Model):
     at = models.DateTimeField()
 
     class Meta:
-        indexes = [models.Index(fields=["action", "at", "id"], name="action_step_in_order")]  # queries.receipt()
+        indexes = [models.Index(fields=["action", "at", "id"], name="action_step_in_order")]  # action_queries.own_steps()
 
     def __str__(self) -> str:
         return f"{self.name}: {self.outcome}"
@@ -115,7 +118,7 @@ class Job(models.Model):
     decided_at = models.DateTimeField(null=True)
     stopped_by = models.TextField(blank=True)
     stopped_at = models.DateTimeField(null=True)
-    # a worker that holds it says until when
+    # its vaults did not answer: not to be worked on before
     claimed_until = models.DateTimeField(null=True)
     updated_at = models.DateTimeField()
 
@@ -127,9 +130,9 @@ class Job(models.Model):
             ),
         ]
         indexes = [
-            # revoke.stuck_jobs()
+            # jobs.due()
             models.Index(fields=["claimed_until"], name="job_running", condition=Q(state=JobState.RUNNING)),
-            # queries.waiting_jobs()
+            # action_queries.waiting_jobs()
             models.Index(fields=["id"], name="job_waiting", condition=Q(state=JobState.WAITING)),
         ]
 
@@ -139,6 +142,16 @@ class Job(models.Model):
     @property
     def open(self) -> bool:
         return self.state in OPEN_JOB_STATES
+
+
+class Pace(models.Model):
+    """The next moment at which a vault may be told of a revocation; leases.pace reserves it."""
+
+    vault = models.OneToOneField(Vault, models.CASCADE, primary_key=True)
+    free_at = models.DateTimeField()
+
+    def __str__(self) -> str:
+        return f"{self.vault_id}: {self.free_at:%FT%TZ}"
 
 
 class RevocationState(models.TextChoices):
@@ -210,16 +223,39 @@ class ContainmentState(models.TextChoices):
     FAILED = "failed"
     LIFTING = "lifting"
     LIFTED = "lifted"
+    # it needed another responder's word, who said no: nothing was done
+    REFUSED = "refused"
 
+
+OPEN_CONTAINMENT_STATES = [
+    ContainmentState.CONTAINING,
+    ContainmentState.CONTAINED,
+    ContainmentState.FAILED,
+    ContainmentState.LIFTING,
+]
 
 CONTAINMENT_TRANSITIONS: dict[str, tuple[str, ...]] = {
-    ContainmentState.CONTAINING: (ContainmentState.CONTAINED, ContainmentState.FAILED),
+    ContainmentState.CONTAINING: (
+        ContainmentState.CONTAINED,
+        ContainmentState.FAILED,
+        ContainmentState.REFUSED,
+    ),
     # what failed halfway can be tried again, and what it did can be taken back
     ContainmentState.FAILED: (ContainmentState.CONTAINING, ContainmentState.LIFTING),
     ContainmentState.CONTAINED: (ContainmentState.CONTAINING, ContainmentState.LIFTING),
     ContainmentState.LIFTING: (ContainmentState.LIFTED, ContainmentState.CONTAINED),
     ContainmentState.LIFTED: (),
+    ContainmentState.REFUSED: (),
 }
+
+
+class ContainmentStage(models.TextChoices):
+    """Which part of containing its worker is at, in this order; leases that turn up later bring it back to them."""
+
+    IDENTITIES = "identities"
+    LEASES = "leases"
+    TOKENS = "tokens"
+    CHECK = "check"
 
 
 class Containment(models.Model):
@@ -230,6 +266,15 @@ class Containment(models.Model):
     namespace = models.TextField()
     service_account = models.TextField()
     state = models.TextField(choices=ContainmentState, default=ContainmentState.CONTAINING)
+    stage = models.TextField(
+        choices=ContainmentStage, default=ContainmentStage.IDENTITIES, db_default=ContainmentStage.IDENTITIES
+    )
+    # when a worker began with it, or with it again
+    begun_at = models.DateTimeField(null=True)
+    # how far the search for its tokens has come: {"VAULT/NAMESPACE": leases.contain.Searched}
+    tokens = models.JSONField(default=dict, db_default=Value({}, JSONField()))
+    # every identity was seen disabled; what happens from then on is an attempt to come back
+    disabled_at = models.DateTimeField(null=True)
     at = models.DateTimeField()
     undo = models.OneToOneField(Action, models.PROTECT, null=True, related_name="undone_containment")
     lifted_at = models.DateTimeField(null=True)
@@ -240,7 +285,7 @@ class Containment(models.Model):
         constraints = [
             models.UniqueConstraint(
                 fields=["cluster", "namespace", "service_account"],
-                condition=~Q(state=ContainmentState.LIFTED),
+                condition=Q(state__in=OPEN_CONTAINMENT_STATES),
                 name="one_containment_of_a_service_account",
             ),
             models.CheckConstraint(
@@ -248,13 +293,21 @@ class Containment(models.Model):
                 name="what_is_lifted_was_undone_by_somebody",
             ),
         ]
+        indexes = [
+            # contain.stuck()
+            models.Index(
+                fields=["claimed_until"],
+                name="containment_under_way",
+                condition=Q(state__in=[ContainmentState.CONTAINING, ContainmentState.LIFTING]),
+            )
+        ]
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.service_account}: {self.state}"
 
     @property
     def open(self) -> bool:
-        return self.state != ContainmentState.LIFTED
+        return self.state in OPEN_CONTAINMENT_STATES
 
 
 class ContainedEntity(models.Model):

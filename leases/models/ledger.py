@@ -79,6 +79,12 @@ class Login(models.Model):
             models.Index(fields=["parent"], name="login_by_parent", condition=~Q(parent=None)),
             # findings.session_facts: logins of the last hours
             models.Index(fields=["logged_in_at"], name="login_newest", condition=~Q(auth_mount=None)),
+            # identities.shared_with(): who else logs in as this entity
+            models.Index(
+                fields=["entity_id", "service_account_namespace", "service_account"],
+                name="login_of_entity",
+                condition=~Q(entity_id=""),
+            ),
             # lookups.ask_of_ended_tokens()
             models.Index(fields=["vault", "expires_at"], name="login_expiry", condition=~Q(expires_at=None)),
         ]
@@ -237,3 +243,20 @@ class Lease(models.Model):
         if self.service_account:
             return f"{self.service_account_namespace}/{self.service_account}"
         return ""
+
+    @property
+    def account_scope(self) -> str:
+        """Its service account as audit.targets writes it; empty where none is known."""
+        if not (self.cluster and self.service_account):
+            return ""
+        return f"{self.cluster}/{self.service_account_namespace}/{self.service_account}"
+
+    @property
+    def pod_scope(self) -> str:
+        """Its pod, likewise."""
+        return f"{self.cluster}/{self.pod_uid}" if self.cluster and self.pod_uid else ""
+
+    @property
+    def role_scope(self) -> str:
+        """Its role, likewise. Needs its vault."""
+        return f"{self.vault.name}/{self.mount}/{self.role}" if self.mount and self.role else ""

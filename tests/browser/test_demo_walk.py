@@ -108,7 +108,7 @@ def test_log_in_overview_revoke_gone(operator: Page, demo: Demo) -> None:
     took = time.monotonic() - began
     assert not known_to_vault(vault(demo), lease_id), "the page says gone, Vault says live"
     assert took <= SECONDS_UNTIL_VERIFIED, f"verified after {took:.1f} s"
-    expect(page.locator(".steps > li.ok")).to_have_count(5, timeout=15_000)
+    expect(page.locator(".steps > li.ok")).to_have_count(7, timeout=15_000)
     shoot(page, "demo-receipt")
 
     page.goto(lease_page)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import LiteralString, Protocol
 
 import psycopg
 import pymysql
@@ -17,14 +17,19 @@ from demo.postgres import Postgres
 
 @dataclass
 class Client:
-    """An open session; `port` is its own end. It may be closed twice."""
+    """An open session; `port` is its own end. It may be closed twice.
+
+    `lives`: whether the server still answers it. `sleep`: a statement of half a minute; returns when the session is ended.
+    """
 
     port: int
     close: Callable[[], None]
+    lives: Callable[[], bool]
+    sleep: Callable[[], object]
 
 
 class Subject(Protocol):
-    """A running server of one kind, with a monitoring account as docs/databases.md makes it, and one that may only log in."""
+    """A running server of one kind, with a monitoring and a responding account as docs/databases.md makes them, and one that may only log in."""
 
     # of [[databases]] kind, and how addresses of it begin
     word: str
@@ -33,6 +38,10 @@ class Subject(Protocol):
     @property
     def monitor(self) -> str:
         """Address of the monitoring account."""
+
+    @property
+    def responder(self) -> str:
+        """Address of the responding account."""
 
     @property
     def bare(self) -> str:
@@ -50,8 +59,15 @@ class Subject(Protocol):
     def connect(self, name: str, *, database: str = "orders") -> Client:
         """A session of a user or account made here, over TCP from 127.0.0.1; with "" in the database where everybody may be, or in none."""
 
+    def run(self, statements: str) -> None:
+        """As an administrator types it."""
+
     def restart(self) -> None: ...
     def stop(self) -> None: ...
+
+
+# as docs/databases.md says
+RESPONDER_ROLES: LiteralString = "pg_read_all_stats, pg_signal_backend"
 
 
 class PostgreSQL:
@@ -63,10 +79,16 @@ class PostgreSQL:
         self._server.create_database("orders")
         self._server.create_role("contract_bare")
         self.account("contract_monitor")
+        self._server.create_role("contract_responder")
+        self._run(sql.SQL("GRANT {} TO contract_responder").format(sql.SQL(RESPONDER_ROLES)))
 
     @property
     def monitor(self) -> str:
         return self._server.dsn("contract_monitor")
+
+    @property
+    def responder(self) -> str:
+        return self._server.dsn("contract_responder")
 
     @property
     def bare(self) -> str:
@@ -84,10 +106,17 @@ class PostgreSQL:
         self._run(sql.SQL("DROP ROLE IF EXISTS {}").format(sql.Identifier(name)))
 
     def connect(self, name: str, *, database: str = "orders") -> Client:
-        session = psycopg.connect(self._server.dsn(name, database or "postgres"))
+        session = psycopg.connect(self._server.dsn(name, database or "postgres"), autocommit=True)
         row = session.execute("SELECT inet_client_port()").fetchone()
         assert row
-        return Client(row[0], session.close)
+
+        def answers(statement: LiteralString) -> bool:
+            return _answers(lambda: session.execute(statement), psycopg.OperationalError)
+
+        return Client(row[0], session.close, lambda: answers("SELECT 1"), lambda: answers("SELECT pg_sleep(30)"))
+
+    def run(self, statements: str) -> None:
+        self._run(sql.SQL(statements).format())
 
     def restart(self) -> None:
         self._server.restart()
@@ -102,6 +131,7 @@ class PostgreSQL:
 
 # as docs/databases.md says
 MONITOR_GRANTS = ("PROCESS ON *.*", "SELECT (User) ON mysql.user")
+RESPONDER_GRANTS = ("PROCESS ON *.*", "CONNECTION ADMIN ON *.*")
 NO_MARIADB = pytest.mark.skipif(bool(mariadb.why_not()), reason=mariadb.why_not() or "MariaDB is there")
 
 
@@ -114,10 +144,15 @@ class MariaDBAndMySQL:
         self._server.execute("CREATE DATABASE IF NOT EXISTS orders")
         self._server.create_user("contract_bare")
         self.account("contract_monitor")
+        self._server.create_user("contract_responder", *RESPONDER_GRANTS)
 
     @property
     def monitor(self) -> str:
         return self._server.dsn("contract_monitor")
+
+    @property
+    def responder(self) -> str:
+        return self._server.dsn("contract_responder")
 
     @property
     def bare(self) -> str:
@@ -135,7 +170,15 @@ class MariaDBAndMySQL:
 
     def connect(self, name: str, *, database: str = "orders") -> Client:
         session = self._server.connect(name, database or None)
-        return Client(port_of(session), lambda: session.close() if session.open else None)
+        return Client(
+            port_of(session),
+            lambda: session.close() if session.open else None,
+            lambda: _answers(lambda: session.ping(reconnect=False), pymysql.Error),
+            lambda: _answers(lambda: session.query("SELECT SLEEP(30)"), pymysql.Error),
+        )
+
+    def run(self, statements: str) -> None:
+        self._server.execute(*filter(None, statements.split(";")))
 
     def restart(self) -> None:
         self._server.restart()
@@ -147,7 +190,21 @@ class MariaDBAndMySQL:
 KINDS = (PostgreSQL, MariaDBAndMySQL)
 
 
+def _answers(ask: Callable[[], object], ended: type[Exception]) -> bool:
+    try:
+        ask()
+    except ended:
+        return False
+    return True
+
+
 def port_of(session: "pymysql.Connection[pymysql.cursors.Cursor]") -> int:
     """The client's own end of a session over TCP."""
     port: int = session._sock.getsockname()[1]  # type: ignore[attr-defined]
     return port
+
+
+def number_of(session: "pymysql.Connection[pymysql.cursors.Cursor]") -> int:
+    """What the server calls the session."""
+    number: int = session.thread_id()  # type: ignore[no-untyped-call]
+    return number

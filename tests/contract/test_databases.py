@@ -1,9 +1,12 @@
 """What every module of leases/databases gives, held against a real server of each kind (tests/contract/kinds.py)."""
 
 import logging
+import re
+import threading
 import time
 import traceback
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -12,7 +15,19 @@ import pytest
 
 from demo import processes
 from leases import databases
-from leases.databases import DatabaseDenied, DatabaseError, DatabaseUnreachable, Kind, Sample, SeenSession, UnknownKind
+from leases.databases import (
+    Backends,
+    DatabaseDenied,
+    DatabaseError,
+    DatabaseUnreachable,
+    Kind,
+    MayNotEnd,
+    Sample,
+    SeenSession,
+    SessionsHidden,
+    UnknownKind,
+)
+from leases.databases.kept import keeping
 from tests.contract.kinds import KINDS, Client, Subject
 
 _NAME = "v-kubernet-my-role-AbCdEfGhIjKl"
@@ -221,6 +236,137 @@ def test_a_session_whose_user_was_dropped_is_still_told(
     assert sample.users == ()
 
 
+# ending sessions
+
+
+def backends(subject: Subject, kind: Kind, *, oid: int | None = None) -> Backends:
+    return kind.backends(subject.responder, _NAME, user_oid=oid)
+
+
+def test_a_users_sessions_are_told_on_the_whole_server_each_by_the_key_of_samples(
+    subject: Subject, kind: Kind, user: str, client: Client
+) -> None:
+    subject.make_user(_OTHER)
+    other, second = subject.connect(_OTHER, database=""), subject.connect(user, database="")
+    sample, found = kind.sample(subject.monitor, with_users=False), backends(subject, kind)
+    other.close()
+    assert {seen.key for seen in found.backends} == {seen.key for seen in sample.sessions if seen.user == user}
+    assert {seen.port for seen in found.backends} == {client.port, second.port}
+    assert {(seen.user, seen.address) for seen in found.backends} == {(user, "127.0.0.1")}
+    assert (found.server.identity, found.server.started_at) == (sample.server.identity, sample.server.started_at)
+    # what only looks sees the same
+    assert kind.backends(subject.monitor, user) == found
+    second.close()
+
+
+def test_a_user_without_sessions_has_none(subject: Subject, kind: Kind, user: str) -> None:
+    assert backends(subject, kind).backends == ()
+
+
+def test_what_was_seen_is_ended_and_nothing_else(subject: Subject, kind: Kind, user: str, client: Client) -> None:
+    subject.make_user(_OTHER)
+    second, other = subject.connect(user, database=""), subject.connect(_OTHER)
+    seen = backends(subject, kind)
+    later = subject.connect(user)
+    ended = kind.terminate(subject.responder, seen.backends, seconds=3)
+    assert ended.told == {backend.key for backend in seen.backends}
+    assert ended.survivors == frozenset()
+    assert ended.server == seen.server
+    assert [one.lives() for one in (client, second, later, other)] == [False, False, True, True]
+    assert {backend.port for backend in backends(subject, kind).backends} == {later.port}
+    later.close()
+    other.close()
+
+
+def test_ending_what_has_ended_does_nothing(subject: Subject, kind: Kind, client: Client) -> None:
+    seen = backends(subject, kind)
+    client.close()
+    processes.wait_until(lambda: not backends(subject, kind).backends, what="its end", seconds=5)
+    ended = kind.terminate(subject.responder, seen.backends, seconds=3)
+    assert (ended.told, ended.survivors) == (frozenset(), frozenset())
+    assert kind.terminate(subject.responder, (), seconds=3).told == frozenset()
+
+
+def test_another_session_under_the_same_number_lives_on(subject: Subject, kind: Kind, client: Client) -> None:
+    (seen,) = backends(subject, kind).backends
+    began_at = seen.began_at and seen.began_at - timedelta(microseconds=1)
+    start, _, number = seen.key.partition(".")
+    # as it was before its number came back
+    before = replace(seen, key=f"{int(start, 16) - 1:x}.{number}", began_at=began_at)
+    ended = kind.terminate(subject.responder, [before], seconds=3)
+    assert (ended.told, ended.survivors) == (frozenset(), frozenset())
+    assert client.lives()
+
+
+def test_sessions_of_a_dropped_user_are_told_and_ended(subject: Subject, kind: Kind, user: str, client: Client) -> None:
+    seen, late = backends(subject, kind), subject.connect(user)
+    subject.drop_user(user)
+    assert client.lives()
+    after = backends(subject, kind, oid=seen.user_oid)
+    assert {backend.port for backend in after.backends} == {client.port, late.port}
+    assert set(seen.backends) < set(after.backends)
+    assert kind.terminate(subject.responder, after.backends, seconds=3).survivors == frozenset()
+    assert [client.lives(), late.lives()] == [False, False]
+    assert backends(subject, kind, oid=seen.user_oid).backends == ()
+
+
+def test_a_session_in_the_middle_of_a_statement_is_ended(subject: Subject, kind: Kind, user: str) -> None:
+    sleeping = subject.connect(user)
+    asleep = threading.Thread(target=sleeping.sleep)
+    asleep.start()
+    processes.wait_until(
+        lambda: any(
+            one.state in {"active", "Query"} for one in kind.sample(subject.monitor, with_users=False).sessions
+        ),
+        what="its statement",
+        seconds=5,
+    )
+    assert kind.terminate(subject.responder, backends(subject, kind).backends, seconds=3).survivors == frozenset()
+    asleep.join(5)
+    assert not asleep.is_alive()
+    sleeping.close()
+
+
+def test_after_a_restart_nothing_of_what_was_seen_is_there(
+    subject: Subject, kind: Kind, user: str, client: Client
+) -> None:
+    seen = backends(subject, kind)
+    time.sleep(1.1)
+    subject.restart()
+    opened = subject.connect(user)
+    ended = kind.terminate(subject.responder, seen.backends, seconds=3)
+    assert (ended.told, ended.survivors) == (frozenset(), frozenset())
+    assert ended.server.identity == seen.server.identity
+    assert opened.lives()
+    opened.close()
+
+
+def test_the_responding_account_of_the_docs_is_enough_and_others_are_told_what_they_lack(
+    subject: Subject, kind: Kind, client: Client
+) -> None:
+    kind.check_responder(subject.responder)
+    seen = backends(subject, kind).backends
+    for try_it in (kind.check_responder, lambda dsn: kind.terminate(dsn, seen, seconds=1)):
+        with pytest.raises(MayNotEnd, match=r"contract_monitor.* may not end other users' sessions") as caught:
+            try_it(subject.monitor)
+        assert re.search(r"GRANT .* TO .*contract_monitor", caught.value.fix)
+        # blind, it would take all for ended
+        with pytest.raises(SessionsHidden, match=r"GRANT .* TO .*contract_bare"):
+            try_it(subject.bare)
+    with pytest.raises(SessionsHidden):
+        kind.backends(subject.bare, _NAME)
+    assert client.lives()
+
+
+def test_what_is_to_be_typed_by_hand_ends_them(subject: Subject, kind: Kind, user: str, client: Client) -> None:
+    second = subject.connect(user)
+    seen = backends(subject, kind)
+    subject.drop_user(user)
+    subject.run(kind.by_hand(seen))
+    processes.wait_until(lambda: not client.lives() and not second.lives(), what="their end", seconds=5)
+    second.close()
+
+
 def test_a_server_is_the_same_after_a_restart_and_its_sessions_are_others(
     subject: Subject, kind: Kind, user: str, client: Client
 ) -> None:
@@ -236,6 +382,22 @@ def test_a_server_is_the_same_after_a_restart_and_its_sessions_are_others(
     assert after.server.started_at is not None
     assert before.server.started_at < after.server.started_at <= after.at
     assert one(before).key != one(after).key
+
+
+def test_a_connection_that_is_kept_answers_the_next_question_and_one_that_broke_is_replaced(
+    subject: Subject, kind: Kind, user: str
+) -> None:
+    with keeping():
+        assert kind.user_exists(subject.monitor, user)
+        subject.make_user(_OTHER)
+        # what it answers is of now, though its connection is older
+        assert kind.user_exists(subject.monitor, _OTHER)
+        assert kind.backends(subject.monitor, user).backends == ()
+        subject.restart()
+        with pytest.raises(DatabaseError):
+            kind.user_exists(subject.monitor, user)
+        assert kind.user_exists(subject.monitor, user)
+    assert kind.user_exists(subject.monitor, user)
 
 
 def test_two_servers_are_told_apart(subject: Subject, kind: Kind, run_folder: Path) -> None:

@@ -1,6 +1,7 @@
 """What leases/databases/mariadb.py relies on beyond the contract of all kinds, held against a real MariaDB."""
 
 import contextlib
+import re
 import secrets
 import signal
 import traceback
@@ -21,8 +22,16 @@ from cryptography.x509.oid import NameOID
 from demo import mariadb as server_in_a_folder
 from demo import processes
 from demo.mariadb import MariaDB
-from leases.databases import DatabaseDenied, DatabaseError, DatabaseUnreachable, SeenSession, SessionsHidden, mariadb
-from tests.contract.kinds import MONITOR_GRANTS, NO_MARIADB, port_of
+from leases.databases import (
+    DatabaseDenied,
+    DatabaseError,
+    DatabaseUnreachable,
+    MayNotEnd,
+    SeenSession,
+    SessionsHidden,
+    mariadb,
+)
+from tests.contract.kinds import MONITOR_GRANTS, NO_MARIADB, RESPONDER_GRANTS, port_of
 
 pytestmark = NO_MARIADB
 _NAME = "v-kubernetes-my-role-AbCdEfGhIjK"
@@ -40,6 +49,12 @@ def server(run_folder: Path) -> Iterator[MariaDB]:
 def monitor(server: MariaDB) -> str:
     server.create_user("contract_monitor", *MONITOR_GRANTS)
     return server.dsn("contract_monitor")
+
+
+@pytest.fixture
+def responder(server: MariaDB) -> str:
+    server.create_user("contract_responder", *RESPONDER_GRANTS)
+    return server.dsn("contract_responder")
 
 
 @pytest.fixture
@@ -130,6 +145,70 @@ def test_rights_may_come_by_a_role(server: MariaDB, session: object) -> None:
     server.execute("GRANT watchers TO contract_by_role@'%'", "SET DEFAULT ROLE watchers FOR contract_by_role@'%'")
     mariadb.check(server.dsn("contract_by_role"))
     assert seen(server.dsn("contract_by_role")).user == _NAME
+
+
+def test_the_right_to_end_sessions_may_come_by_a_role_too(server: MariaDB, session: object) -> None:
+    server.execute("CREATE ROLE enders", *(f"GRANT {grant} TO enders" for grant in RESPONDER_GRANTS))
+    server.create_user("contract_ends_by_role")
+    dsn = server.dsn("contract_ends_by_role")
+    server.execute("GRANT enders TO contract_ends_by_role@'%'")
+    # a role that is not the default one gives nothing
+    with pytest.raises(SessionsHidden):
+        mariadb.check_responder(dsn)
+    server.execute("SET DEFAULT ROLE enders FOR contract_ends_by_role@'%'")
+    mariadb.check_responder(dsn)
+    found = mariadb.backends(dsn, _NAME).backends
+    assert mariadb.terminate(dsn, found, seconds=3).survivors == frozenset()
+
+
+def test_a_right_in_one_database_ends_no_sessions(server: MariaDB) -> None:
+    server.create_user("contract_owner", "PROCESS ON *.*", "ALL PRIVILEGES ON orders.*")
+    with pytest.raises(MayNotEnd, match="may not end other users' sessions") as caught:
+        mariadb.check_responder(server.dsn("contract_owner"))
+    # what the server says of grants holds the password's hash
+    assert not re.search(r"\*[0-9A-F]{40}", "".join(traceback.format_exception(caught.value)))
+
+
+def test_a_session_that_still_rolls_back_is_a_survivor_until_it_is_gone(server: MariaDB, responder: str) -> None:
+    server.create_user(_NAME, "ALL PRIVILEGES ON orders.*")
+    with closing(server.connect(_NAME, "orders")) as busy, busy.cursor() as cursor:
+        cursor.execute("CREATE TABLE many (id bigint PRIMARY KEY, words text)")
+        cursor.execute("BEGIN")
+        cursor.execute("INSERT INTO many SELECT seq, REPEAT('x', 200) FROM seq_1_to_300000")
+        found = mariadb.backends(responder, _NAME).backends
+        ended = mariadb.terminate(responder, found, seconds=0)
+        assert ended.told == ended.survivors == {found[0].key}
+        processes.wait_until(lambda: not mariadb.backends(responder, _NAME).backends, what="its rollback", seconds=60)
+        assert mariadb.terminate(responder, found, seconds=0).survivors == frozenset()
+    server.execute(f"DROP USER '{_NAME}'@'%'", "DROP TABLE orders.many")
+
+
+def test_many_sessions_are_ended_and_what_prints_the_words_for_them_is_short(
+    server: MariaDB, responder: str, session: object
+) -> None:
+    with contextlib.ExitStack() as stack:
+        for _ in range(40):
+            stack.enter_context(closing(server.connect(_NAME)))
+        found = mariadb.backends(responder, _NAME)
+        words = mariadb.by_hand(found)
+        with server.connect() as root, root.cursor() as cursor:
+            cursor.execute(words.partition(";  --")[0].partition("; --")[0])
+            printed = {row[0] for row in cursor.fetchall()}
+        assert printed == {f"KILL CONNECTION {backend.pid};" for backend in found.backends}
+        ended = mariadb.terminate(responder, found.backends, seconds=5)
+        assert (len(ended.told), ended.survivors) == (41, frozenset())
+
+
+def test_a_user_whose_name_differs_in_case_alone_keeps_its_sessions(
+    server: MariaDB, responder: str, session: object
+) -> None:
+    server.create_user(_NAME.upper())
+    with closing(server.connect(_NAME.upper())) as other:
+        found = mariadb.backends(responder, _NAME).backends
+        assert len(found) == 1
+        mariadb.terminate(responder, found, seconds=3)
+        other.ping(reconnect=False)
+    server.execute(f"DROP USER '{_NAME.upper()}'@'%'")
 
 
 def test_the_account_can_read_no_password_hash(server: MariaDB, monitor: str) -> None:

@@ -13,9 +13,12 @@ from demo import processes
 from demo.postgres import Postgres
 from leases.databases import (
     DatabaseDenied,
+    DatabaseError,
     DatabaseUnreachable,
+    MayNotEnd,
     SeenSession,
     SessionsHidden,
+    UserForgotten,
     postgresql,
 )
 
@@ -247,6 +250,59 @@ def test_a_sample_is_one_statement(postgres: Postgres, sampler: str, admin: psyc
     postgresql.sample(sampler, with_users=True)
     lines = [line for line in postgres.log.read_text()[before:].splitlines() if "user=contract_sampler" in line]
     assert len([line for line in lines if "statement:" in line or "execute" in line]) == 1
+
+
+@pytest.fixture
+def responder(postgres: Postgres, admin: psycopg.Connection) -> str:
+    """Address of an account that ends sessions."""
+    postgres.create_role("contract_responder")
+    admin.execute("GRANT pg_read_all_stats, pg_signal_backend TO contract_responder")
+    return postgres.dsn("contract_responder")
+
+
+def test_a_number_that_is_somebody_elses_by_now_tells_no_session_of_theirs(
+    postgres: Postgres, responder: str, dynamic: str, admin: psycopg.Connection
+) -> None:
+    with psycopg.connect(dynamic):
+        found = postgresql.backends(responder, _NAME)
+        assert len(found.backends) == 1
+        admin.execute(f'ALTER ROLE "{_NAME}" RENAME TO "v-endless"')
+        # no role of that name, and its number belongs to one that is there
+        assert postgresql.backends(responder, _NAME, user_oid=found.user_oid).backends == ()
+        assert postgresql.backends(responder, "v-endless").backends[0].pid == found.backends[0].pid
+
+
+def test_a_dropped_role_whose_number_is_not_known_is_only_called_empty_where_nobody_left_a_session(
+    postgres: Postgres, responder: str, dynamic: str, admin: psycopg.Connection
+) -> None:
+    assert postgresql.backends(responder, "v-never-there").backends == ()
+    with psycopg.connect(dynamic):
+        admin.execute(f'DROP ROLE "{_NAME}"')
+        with pytest.raises(UserForgotten, match="the number that it had is not known") as caught:
+            postgresql.backends(responder, _NAME)
+    assert "usename IS NULL" in caught.value.fix
+
+
+def test_a_superusers_session_is_not_ended(postgres: Postgres, responder: str, admin: psycopg.Connection) -> None:
+    pid = admin.info.backend_pid
+    found = [one for one in postgresql.backends(responder, "postgres").backends if one.pid == pid]
+    with pytest.raises(MayNotEnd):
+        postgresql.terminate(responder, found, seconds=1)
+    admin.execute("SELECT 1")
+
+
+def test_helpers_of_a_parallel_query_are_not_counted_as_sessions(responder: str, dynamic: str) -> None:
+    with psycopg.connect(dynamic, options="-c debug_parallel_query=on", autocommit=True) as session:
+        session.execute("SELECT count(*) FROM pg_class")
+        assert len(postgresql.backends(responder, _NAME).backends) == 1
+
+
+def test_a_session_that_ends_sessions_can_write_nothing_else(responder: str) -> None:
+    with (
+        pytest.raises(DatabaseError, match="ReadOnlySqlTransaction"),
+        postgresql._session(responder) as session,
+    ):
+        session.execute("CREATE TABLE here (a int)")
 
 
 def test_a_right_that_was_taken_from_everybody_is_named(sampler: str, admin: psycopg.Connection) -> None:

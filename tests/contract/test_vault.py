@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -116,6 +117,31 @@ def _token(root: hvac.Client, *policies: str, ttl: str = "1h", **more: object) -
 
 def _with_token(server: OpenBao, token: str) -> VaultClient:
     return VaultClient(server.address, LoginMethod("token", "token", "", lambda: token))
+
+
+@dataclass(frozen=True)
+class _Person:
+    """Somebody who logs in by an AppRole: the entity, and how the mount knows it."""
+
+    entity_id: str
+    mount_accessor: str
+    alias: str
+
+
+def _person(root: hvac.Client) -> _Person:
+    root.write_data("auth/approle/role/person", data={"token_policies": ["default"]})
+    role: Any = root.read("auth/approle/role/person/role-id")
+    entity_id = root.auth.token.lookup(_log_in(root))["data"]["entity_id"]
+    methods: Any = root.read("sys/auth")
+    return _Person(str(entity_id), methods["data"]["approle/"]["accessor"], role["data"]["role_id"])
+
+
+def _log_in(root: hvac.Client) -> str:
+    role: Any = root.read("auth/approle/role/person/role-id")
+    made: Any = root.write_data("auth/approle/role/person/secret-id")
+    body = {"role_id": role["data"]["role_id"], "secret_id": made["data"]["secret_id"]}
+    answer: Any = hvac.Client(root.url).write_data("auth/approle/login", data=body)
+    return str(answer["auth"]["client_token"])
 
 
 def _account(server: OpenBao, root: hvac.Client, policy: str) -> Iterator[VaultClient]:
@@ -426,7 +452,6 @@ def test_a_mount_without_connections_has_none(server: OpenBao, root: hvac.Client
         ("get", "sys/policies/acl/leasehold-observe", None),
         ("put", "sys/policies/acl/leasehold-observe", {"policy": 'path "*" { capabilities = ["sudo"] }'}),
         ("get", "sys/mounts", None),
-        ("get", "sys/auth", None),
         ("put", "sys/audit/mine", {"type": "file", "options": {"file_path": "discard"}}),
         ("delete", "sys/audit/file-a", None),
         ("put", "sys/seal", {}),
@@ -435,8 +460,17 @@ def test_a_mount_without_connections_has_none(server: OpenBao, root: hvac.Client
         ("delete", "database/roles/my-role", None),
         ("put", "database/rotate-root/orders", {}),
         ("put", "auth/token/create", {}),
-        ("list", "auth/token/accessors", None),
         ("put", "identity/entity", {"name": "x"}),
+        ("put", "identity/entity/name/x", {"disabled": True}),
+        ("put", "identity/entity-alias", {"name": "x"}),
+        ("put", "auth/token/revoke", {"token": "x"}),
+        ("put", "sys/auth/other", {"type": "userpass"}),
+        # whoever could write an identity's policies could give himself any right
+        ("put", "identity/entity/id/{entity}", {"policies": ["root"]}),
+        ("put", "identity/entity/id/{entity}", {"disabled": False, "policies": ["root"]}),
+        ("put", "identity/entity/id/{entity}", {"metadata": {"a": "b"}}),
+        ("delete", "identity/entity/id/{entity}", None),
+        ("list", "identity/entity/id", None),
     ],
 )
 @pytest.mark.parametrize("policy", ["leasehold-observe", "leasehold-respond"])
@@ -445,7 +479,7 @@ def test_the_policies_allow_nothing_else(
 ) -> None:
     client = hvac.Client(server.address, token=_token(root, policy))
     with pytest.raises(hvac.exceptions.Forbidden):
-        client.adapter.request(method, f"v1/{path}", json=body)
+        client.adapter.request(method, f"v1/{path.format(entity=_person(root).entity_id)}", json=body)
 
 
 def test_the_observing_account_ends_no_lease(server: OpenBao, root: hvac.Client, observer: VaultClient) -> None:
@@ -453,6 +487,24 @@ def test_the_observing_account_ends_no_lease(server: OpenBao, root: hvac.Client,
     with pytest.raises(VaultDenied):
         observer.revoke_lease(lease_id)
     assert observer.lookup_lease(lease_id) is not None
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "body"),
+    [
+        ("get", "sys/auth", None),
+        ("put", "identity/lookup/entity", {"id": "x"}),
+        ("put", "identity/entity/id/x", {"disabled": True}),
+        ("list", "auth/token/accessors", None),
+        ("put", "auth/token/revoke-accessor", {"accessor": "x"}),
+    ],
+)
+def test_the_observing_account_contains_nobody(
+    server: OpenBao, root: hvac.Client, method: str, path: str, body: dict[str, object] | None
+) -> None:
+    client = hvac.Client(server.address, token=_token(root, "leasehold-observe"))
+    with pytest.raises(hvac.exceptions.Forbidden):
+        client.adapter.request(method, f"v1/{path}", json=body)
 
 
 @pytest.mark.parametrize(
@@ -498,13 +550,19 @@ def test_a_missing_capability_names_the_path_and_the_line_of_deploys_policy(serv
         (lambda: bare.database_connections("database"), "database/config", '"list"'),
         (lambda: bare.database_roles("database"), "database/roles", '"list"'),
         (lambda: bare.capabilities(["x"]), "sys/capabilities-self", '"update"'),
+        (lambda: bare.auth_methods(), "sys/auth", '"read"'),
+        (lambda: bare.entity_of_alias("x", "y"), "identity/lookup/entity", '"update"'),
+        (lambda: bare.token_accessors(), "auth/token/accessors", '"list", "sudo"'),
+        (lambda: bare.lookup_tokens(["x"]), "auth/token/lookup-accessor", '"update"'),
+        (lambda: bare.revoke_token("x"), "auth/token/revoke-accessor", '"update"'),
     ]
+    of_responding = ("sys/leases/revoke/", "sys/auth", "identity/", "auth/token/")
     for call, path, words in calls:
         line = f'path "{path}" {{ capabilities = [{words}] }}'
         with pytest.raises(VaultDenied) as caught:
             call()
         assert line in caught.value.fix
-        assert line in (responding if "revoke" in path else observing)
+        assert line in (responding if path.startswith(of_responding) else observing)
         assert caught.value.path.startswith(path.rstrip("*"))
         assert caught.value.path in caught.value.cause
 
@@ -796,3 +854,59 @@ def _stand_in(status: int, headers: dict[str, str], body: bytes, *, wait: float 
             enough.set()
             standing_in.shutdown()
             thread.join()
+
+
+def test_an_entity_is_found_by_an_alias_disabled_and_enabled_again(root: hvac.Client, responder: VaultClient) -> None:
+    person = _person(root)
+    assert responder.auth_methods()["approle"].accessor == person.mount_accessor
+    assert responder.entity_of_alias(person.mount_accessor, "nobody") is None
+    found = responder.entity_of_alias(person.mount_accessor, person.alias)
+    assert found is not None
+    assert found == responder.entity(person.entity_id)
+    assert (found.entity_id, found.disabled) == (person.entity_id, False)
+    assert [(alias.mount, alias.name) for alias in found.aliases] == [("approle", person.alias)]
+    assert responder.entity("11111111-1111-1111-1111-111111111111") is None
+
+    token = _log_in(root)
+    root.write_data(f"identity/entity/id/{person.entity_id}", data={"policies": ["kept"], "metadata": {"team": "a"}})
+    responder.disable_entity(person.entity_id, True)
+    disabled = responder.entity(person.entity_id)
+    assert disabled is not None
+    assert disabled.disabled
+    with pytest.raises(hvac.exceptions.Forbidden):
+        hvac.Client(root.url, token=token).auth.token.lookup_self()
+    with pytest.raises(hvac.exceptions.Forbidden):
+        _log_in(root)
+
+    responder.disable_entity(person.entity_id, False)
+    kept: Any = root.read(f"identity/entity/id/{person.entity_id}")
+    assert (kept["data"]["disabled"], kept["data"]["policies"], kept["data"]["metadata"]) == (
+        False,
+        ["kept"],
+        {"team": "a"},
+    )
+    hvac.Client(root.url, token=token).auth.token.lookup_self()
+
+
+def test_tokens_are_found_by_their_accessors_and_revoked(root: hvac.Client, responder: VaultClient) -> None:
+    person, token = _person(root), _log_in(root)
+    accessor = root.auth.token.lookup(token)["data"]["accessor"]
+    assert accessor in responder.token_accessors()
+    facts, nobody = responder.lookup_tokens([accessor, "no-such-accessor"])
+    assert nobody is None
+    assert facts is not None
+    assert (facts.accessor, facts.entity_id, facts.path) == (accessor, person.entity_id, "auth/approle/login")
+    # an accessor ends a token, so it stays out of what is printed
+    assert accessor not in repr(facts)
+    responder.revoke_token(accessor)
+    assert responder.lookup_tokens([accessor]) == [None]
+    responder.revoke_token(accessor)
+    with pytest.raises(hvac.exceptions.Forbidden):
+        hvac.Client(root.url, token=token).auth.token.lookup_self()
+
+
+def test_the_account_knows_its_own_entity(server: OpenBao, root: hvac.Client) -> None:
+    token = _log_in(root)
+    client = _with_token(server, token)
+    client.ensure_ready()
+    assert client.entity_id == root.auth.token.lookup(token)["data"]["entity_id"]
