@@ -14,6 +14,7 @@ from django.db.models import Count, F, Q, QuerySet
 from django.utils import timezone
 
 from leases import revoke
+from leases.databases.kept import keeping
 from leases.models import Action, Job, Revocation
 from leases.models.actions import (
     JOB_TRANSITIONS,
@@ -137,7 +138,7 @@ def work_on(job_id: int, lane: int = 0) -> bool:
     Safe at any time, and several times at once: a lane has one worker at a time, and so has an item.
     """
     end = time.monotonic() + TURN_SECONDS
-    with turn(f"job lane {lane}", job_id) as mine:
+    with turn(f"job lane {lane}", job_id) as mine, keeping():
         if not mine or not _runs(job_id, now=timezone.now()):
             return False
         worked, deaf = False, set()
@@ -245,8 +246,7 @@ def _next_items(job_id: int, lane: int, *, now: datetime) -> list[tuple[int, int
         .order_by(F("claimed_until").asc(nulls_first=True), "id")
         .values_list("id", "lease__vault_id")[:CANDIDATES]
     )
-    own = items[lane::LANES]
-    return own + [item for item in items if item not in set(own)]
+    return items[lane::LANES] + [item for place, item in enumerate(items) if place % LANES != lane]
 
 
 def _settle(job_id: int, *, now: datetime) -> bool:
