@@ -199,7 +199,7 @@ def _from_addresses(
     """
     if not addresses:
         return since, []
-    values = {
+    values: dict[str, Any] = {
         "addresses": addresses,
         "vaults": sorted({mount.vault_id for mount in mounts}),
         "since": since,
