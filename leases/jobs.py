@@ -14,6 +14,7 @@ from django.db.models import Count, F, Q, QuerySet
 from django.utils import timezone
 
 from leases import revoke
+from leases.databases.kept import keeping
 from leases.models import Action, ActionKind, Containment, Job, Revocation
 from leases.models.actions import (
     JOB_TRANSITIONS,
@@ -142,7 +143,7 @@ def work_on(job_id: int, lane: int = 0) -> bool:
     Safe at any time, and several times at once: a lane has one worker at a time, and so has an item.
     """
     end = time.monotonic() + TURN_SECONDS
-    with turn(f"job lane {lane}", job_id) as mine:
+    with turn(f"job lane {lane}", job_id) as mine, keeping():
         if not mine or not _runs(job_id, now=timezone.now()):
             return False
         worked, deaf = False, set()

@@ -78,7 +78,7 @@ class Observed:
                 text = answer.read()
                 if answer.status != 200:
                     failed.append(text)
-                    return
+                    break
                 told = json.loads(text)
                 issued[told["lease_id"]] = told["data"]["username"]
             connection.close()

@@ -58,8 +58,9 @@ def configured(world: Observed) -> Vault:
     admin.secrets.database.create_role(
         name="many",
         db_name="orders",
-        creation_statements=list(workloads.CREATE),
-        revocation_statements=list(workloads.REVOKE),
+        # without grants on tables: a table's row cannot hold those of thousands
+        creation_statements=[workloads.CREATE[0]],
+        revocation_statements=[workloads.REVOKE[-1]],
         default_ttl="2h",
         max_ttl="3h",
     )

@@ -487,10 +487,14 @@ def test_a_job_waits_for_a_vault_that_does_not_answer_and_goes_on_by_itself(conf
     assert "tried again" in step.detail
     job.refresh_from_db()
     assert job.state == JobState.RUNNING
+    # beat leaves it alone for a while
+    assert jobs.due(now=timezone.now()) == []
+    assert jobs.due(now=timezone.now() + timedelta(seconds=revoke.WAIT_SECONDS)) == [job.pk]
     # nor is anything else of it asked for a while
     assert pace.reserve(Vault.objects.get(), most=2) is None
     Vault.objects.update(active_address="")
     Revocation.objects.update(claimed_until=None)
+    Job.objects.update(claimed_until=None)
     Pace.objects.update(free_at=timezone.now())
     jobs.work_on(job.pk)
     assert states(job) == ["unverified"] * 3

@@ -8,7 +8,7 @@ short read-only session of its own, so no account of this product holds one open
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from ipaddress import IPv6Address, ip_address
 from typing import Any
@@ -31,6 +31,7 @@ from leases.databases import (
     Server,
     SessionsHidden,
     Terminated,
+    kept,
 )
 
 CONNECT_TIMEOUT_SECONDS = 3
@@ -308,8 +309,12 @@ def _is_mariadb(session: "pymysql.Connection[DictCursor]") -> bool:
     return "mariadb" in str(session.get_server_info()).lower()  # type: ignore[no-untyped-call]
 
 
+def _session(dsn: str) -> "AbstractContextManager[pymysql.Connection[DictCursor]]":
+    return kept.session(_opened, dsn)
+
+
 @contextmanager
-def _session(dsn: str) -> Iterator["pymysql.Connection[DictCursor]"]:
+def _opened(dsn: str) -> Iterator["pymysql.Connection[DictCursor]"]:
     """A read-only session with time limits; PyMySQL's errors come out as DatabaseError without the DSN's password."""
     parts, tls = _parts(dsn)
     server = _where(dsn)

@@ -5,7 +5,7 @@ Each call opens a short read-only session of its own, so no account of this prod
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import UTC, datetime
 from typing import Annotated, LiteralString
 
@@ -28,6 +28,7 @@ from leases.databases import (
     SessionsHidden,
     Terminated,
     UserForgotten,
+    kept,
 )
 
 CONNECT_TIMEOUT_SECONDS = 3
@@ -310,8 +311,12 @@ def _backend(
     return Backend(key, pid, _utc(began_at), user, database, address or "", port, application)
 
 
+def _session(dsn: str) -> AbstractContextManager[psycopg.Connection]:
+    return kept.session(_opened, dsn)
+
+
 @contextmanager
-def _session(dsn: str) -> Iterator[psycopg.Connection]:
+def _opened(dsn: str) -> Iterator[psycopg.Connection]:
     """A read-only session with time limits; psycopg's errors come out as DatabaseError without the DSN's password."""
     server = _where(dsn)
     try:

@@ -27,6 +27,7 @@ from leases.databases import (
     SessionsHidden,
     UnknownKind,
 )
+from leases.databases.kept import keeping
 from tests.contract.kinds import KINDS, Client, Subject
 
 _NAME = "v-kubernet-my-role-AbCdEfGhIjKl"
@@ -381,6 +382,22 @@ def test_a_server_is_the_same_after_a_restart_and_its_sessions_are_others(
     assert after.server.started_at is not None
     assert before.server.started_at < after.server.started_at <= after.at
     assert one(before).key != one(after).key
+
+
+def test_a_connection_that_is_kept_answers_the_next_question_and_one_that_broke_is_replaced(
+    subject: Subject, kind: Kind, user: str
+) -> None:
+    with keeping():
+        assert kind.user_exists(subject.monitor, user)
+        subject.make_user(_OTHER)
+        # what it answers is of now, though its connection is older
+        assert kind.user_exists(subject.monitor, _OTHER)
+        assert kind.backends(subject.monitor, user).backends == ()
+        subject.restart()
+        with pytest.raises(DatabaseError):
+            kind.user_exists(subject.monitor, user)
+        assert kind.user_exists(subject.monitor, user)
+    assert kind.user_exists(subject.monitor, user)
 
 
 def test_two_servers_are_told_apart(subject: Subject, kind: Kind, run_folder: Path) -> None:
