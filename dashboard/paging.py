@@ -1,12 +1,18 @@
 """Keyset pages in the query string: `before` is the last row of the page before."""
 
+import re
+
 from django.core.exceptions import BadRequest
 from django.http import HttpRequest
 
 from leases.queries import Cursor
 
 
-def cursor(request: HttpRequest, *, numeric: bool = True) -> Cursor | None:
+# the key of an event's row: its UUID and its vault's number
+EVENT = r"[0-9a-f]{32}[0-9]{1,9}"
+
+
+def cursor(request: HttpRequest, *, numeric: bool = True, shape: str = "") -> Cursor | None:
     """The cursor of this page, None on the first; BadRequest for anything that this site did not write."""
     text = request.GET.get("before", "")
     if not text:
@@ -15,6 +21,8 @@ def cursor(request: HttpRequest, *, numeric: bool = True) -> Cursor | None:
     sound = found and (
         found.pk.isascii() and found.pk.isdigit() and len(found.pk) < 19 if numeric else len(found.pk) == 32
     )
+    if shape:
+        sound = found and re.fullmatch(shape, found.pk)
     if not sound:
         raise BadRequest("This is no page of the list.")
     return found
