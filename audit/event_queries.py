@@ -1,25 +1,35 @@
 """Reads of events: the list that the audit search page shows, and one event with all that is known of it. Nothing here writes."""
 
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, time, timedelta
 from typing import Any
 from uuid import UUID
 
 from django.db import connection
 
-from audit import intern
+from audit import intern, partitions
 from audit.models import Conflict, Event, Sighting
 from audit.plan import key_of
 from leases import queries
-from leases.models import Lease
-from leases.queries import PAGE, Cursor
+from leases.models import Lease, Vault
+from leases.queries import MICROSECOND, PAGE, Cursor
 
 # of one path prefix, or of one identity: with more, rows are looked through one by one
 MOST_IDS = 1000
 # so much of a text is in its index: a client may write paths of any length
 INDEXED = 200
 MOST_CONFLICTS = 20
+DAY = timedelta(days=1)
+# stretches of time that a page looks through one after the other: how long, and how many
+SHORTEST, LONGEST = timedelta(minutes=10), timedelta(days=4)
+MOST_STRETCHES = 60
+# the key before which there is none
+FIRST = f"{'0' * 32}0"
+
+# an event's place in the list
+_Key = tuple[datetime, UUID, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +64,7 @@ class EventPage:
 
 @dataclass(slots=True)
 class _Search:
-    """`narrow`: what an index answers. `rest`: what is tried on no more than so many of those rows; `joins` is for that."""
+    """`narrow`: what indexes answer. `rest`: what is tried on no more than so many of those rows; `joins` is for that."""
 
     narrow: list[str] = field(default_factory=list)
     rest: list[str] = field(default_factory=list)
@@ -68,43 +78,87 @@ class _Search:
 def events_page(where: EventFilter, *, before: Cursor | None = None, size: int = PAGE) -> EventPage:
     """One page of events, newest first. Raises ValueError for a foreign cursor.
 
-    As with queries.leases_page(): one condition, the narrowest that has an index, finds rows; the others are tried on no more
-    than MOST_LOOKED_THROUGH of them, newest first. So a rare hit, or none, takes no longer than that.
+    It goes back through time in stretches, short ones first, longer ones where little is found. In each, the conditions that
+    have an index find rows; the others are tried on them, on no more than MOST_LOOKED_THROUGH in all. So neither a condition
+    that everything fits nor one that nothing fits takes longer than that.
     """
     search = _search_of(where)
-    if search.empty:
+    if search.empty or (newest := _newest(search, before)) is None:
         return EventPage([])
+    # rows that an index finds lie apart, each on a page of its own
+    left = queries.MOST_LOOKED_THROUGH // (4 if search.narrow else 1)
+    found: list[_Key] = []
+    stretches = _stretches(newest, search.values.get("from"), whole=bool(where.request_id))
+    for number, (from_at, to_at) in enumerate(stretches):
+        if number == MOST_STRETCHES:
+            return EventPage(_rows(found), Cursor(to_at, FIRST), to_at)
+        hits, looked, last = _look(search, from_at, to_at, most=left if search.rest else size + 1, hits=size + 1 - len(found))
+        found += hits
+        if len(found) > size:
+            return EventPage(_rows(found[:size]), _cursor(*found[size - 1]))
+        left -= looked
+        if search.rest and left <= 0 and last:
+            return EventPage(_rows(found), _cursor(*last), last[0])
+    return EventPage(_rows(found))
+
+
+def _newest(search: _Search, before: Cursor | None) -> datetime | None:
+    """Where the looking begins; None where there is nothing at all. Adds what bounds the first page and the one after another."""
     if before:
         request, vault = key_parts(before.pk)
-        # the first of the two is what partitions are left out by
-        search.bounds += ["at <= %(at)s", "(at, request, vault_id) < (%(at)s, %(request)s, %(vault_before)s)"]
-        search.values |= {"at": before.at, "request": request, "vault_before": vault}
-    most = queries.MOST_LOOKED_THROUGH if search.rest else size + 1
-    candidates = (
-        "SELECT at, request, vault_id, what_id, who_id, address_id, error_text_id, token_id, own FROM audit_event"  # noqa: S608
-        f" WHERE {' AND '.join(search.narrow + search.bounds) or 'true'}"
-        f" ORDER BY at DESC, request DESC, vault_id DESC LIMIT {most}"
-    )
+        search.bounds.append("(at, request, vault_id) < (%(before)s, %(request)s, %(vault_before)s)")
+        search.values |= {"before": before.at, "request": request, "vault_before": vault}
+        return before.at
+    if "to" in search.values:
+        return search.values["to"]  # type: ignore[no-any-return]
+    return Event.objects.order_by("-at").values_list("at", flat=True).first()
+
+
+def _stretches(newest: datetime, oldest: datetime | None, *, whole: bool) -> Iterator[tuple[datetime, datetime]]:
+    """(from, to) of each stretch, or of all of it as one. Days without a partition are left out."""
+    days = sorted(partitions.days("audit_event"))
+    if not days:
+        return
+    first = datetime.combine(days[0], time(), UTC)
+    oldest = max(first, oldest) if oldest else first
+    to_at, length = newest + MICROSECOND, newest - first + DAY if whole else SHORTEST
+    while to_at > oldest:
+        last = bisect_right(days, (to_at - MICROSECOND).astimezone(UTC).date()) - 1
+        to_at = min(to_at, datetime.combine(days[last], time(), UTC) + DAY)
+        from_at = max(oldest, to_at - length)
+        yield from_at, to_at
+        to_at, length = from_at, max(length, min(2 * length, LONGEST))
+
+
+def _look(
+    search: _Search, from_at: datetime, to_at: datetime, *, most: int, hits: int
+) -> tuple[list[_Key], int, _Key | None]:
+    """(what fits of one stretch, how many rows were looked at, the last of those), newest first."""
+    order = "ORDER BY {0}at DESC, {0}request DESC, {0}vault_id DESC"
+    # of two conditions that both fit many rows, but never the same, the planner knows nothing: it would walk along the time.
+    # An order that no index has makes it put the indexes of the conditions together
+    first = order.replace("{0}at", "at + interval '0'", 1) if len(search.narrow) > 1 else order
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT e.at, e.request, e.vault_id FROM ({candidates}) e {' '.join(search.joins)}"  # noqa: S608
-            f" WHERE {' AND '.join(search.rest) or 'true'}"
-            f" ORDER BY e.at DESC, e.request DESC, e.vault_id DESC LIMIT {size + 1}",
-            search.values,
-        )
-        keys = cursor.fetchall()
-        last = None
-        if search.rest and len(keys) <= size:
-            cursor.execute(
-                "SELECT at, request, vault_id FROM (SELECT *, count(*) OVER () AS n FROM"  # noqa: S608
-                f" ({candidates}) e) e WHERE n = {most} ORDER BY at, request, vault_id LIMIT 1",
-                search.values,
+            f"""
+            WITH looked AS MATERIALIZED (
+              SELECT at, request, vault_id, what_id, who_id, address_id, error_text_id, own FROM audit_event
+              WHERE {" AND ".join([*search.narrow, *search.bounds, "at >= %(stretch_from)s", "at < %(stretch_to)s"])}
+              {first.format("")} LIMIT {most}
             )
-            last = cursor.fetchone()
-    rows = _rows(keys[:size])
-    if len(keys) > size:
-        return EventPage(rows, _cursor(*keys[size - 1]))
-    return EventPage(rows, _cursor(*last), last[0]) if last else EventPage(rows)
+            SELECT true, (SELECT count(*) FROM looked), hit.* FROM (
+              SELECT e.at, e.request, e.vault_id FROM looked e {" ".join(search.joins)} WHERE {" AND ".join(search.rest) or "true"}
+              {order.format("e.")} LIMIT {hits}) hit
+            UNION ALL
+            SELECT false, (SELECT count(*) FROM looked), last.* FROM (
+              SELECT at, request, vault_id FROM looked ORDER BY at, request, vault_id LIMIT 1) last
+            """,  # noqa: S608
+            {**search.values, "stretch_from": from_at, "stretch_to": to_at},
+        )
+        rows = cursor.fetchall()
+    fitting = sorted((row[2:] for row in rows if row[0]), reverse=True)
+    last = next((row[2:] for row in rows if not row[0]), None)
+    return fitting, rows[0][1] if rows else 0, last
 
 
 def key_parts(pk: str) -> tuple[UUID, int]:
@@ -116,7 +170,7 @@ def _cursor(at: datetime, request: UUID, vault: int) -> Cursor:
     return Cursor(at, f"{request.hex}{vault}")
 
 
-def _rows(keys: Sequence[tuple[datetime, UUID, int]]) -> list[Event]:
+def _rows(keys: Sequence[_Key]) -> list[Event]:
     """These events, in this order."""
     if not keys:
         return []
@@ -128,19 +182,18 @@ def _rows(keys: Sequence[tuple[datetime, UUID, int]]) -> list[Event]:
 
 def _search_of(where: EventFilter) -> _Search:
     search = _Search()
-    # the narrowest first
     if where.request_id:
         search.values["key"] = key_of(where.request_id)
-        _add(search, "request = %(key)s")
+        search.narrow.append("request = %(key)s")
     if where.login is not None:
         search.values["tokens"] = _ids(
             "SELECT id FROM audit_token WHERE login_id = %(login)s", {"login": where.login}, most=MOST_IDS
         )
-        _add(search, "token_id = ANY(%(tokens)s)")
+        search.narrow.append("token_id = ANY(%(tokens)s)")
         search.empty |= not search.values["tokens"]
     if where.address:
         search.values["address"] = intern.known_texts([where.address]).get(where.address)
-        _add(search, "address_id = %(address)s")
+        search.narrow.append("address_id = %(address)s")
         search.empty |= search.values["address"] is None
     if where.identity:
         condition, values = _identity(where.identity)
@@ -149,7 +202,7 @@ def _search_of(where: EventFilter) -> _Search:
         condition, values = _path(where.path)
         _by_ids(search, "what", f"SELECT id FROM audit_what WHERE {condition}", condition, values)  # noqa: S608
     if where.errors:
-        _add(search, "error_text_id IS NOT NULL")
+        search.narrow.append("error_text_id IS NOT NULL")
     if where.operation:
         search.values["operation"] = where.operation
         _join(search, "what")
@@ -168,20 +221,12 @@ def _search_of(where: EventFilter) -> _Search:
     return search
 
 
-def _add(search: _Search, condition: str) -> None:
-    """One that an index answers: the first is looked up, the others are tried."""
-    if search.narrow:
-        search.rest.append(f"e.{condition}")
-    else:
-        search.narrow.append(condition)
-
-
 def _by_ids(search: _Search, table: str, query: str, condition: str, values: dict[str, str]) -> None:
     """By the keys of what or who it was, where they are few enough to be named; else row by row."""
     ids = _ids(query, values, most=MOST_IDS + 1)
     if len(ids) <= MOST_IDS:
         search.values[table] = ids
-        _add(search, f"{table}_id = ANY(%({table})s)")
+        search.narrow.append(f"{table}_id = ANY(%({table})s)")
         search.empty |= not ids
         return
     search.values |= values
@@ -230,9 +275,11 @@ def like(text: str) -> str:
 
 def event(*, vault: str, request_id: str) -> Event | None:
     """The request of that id, with its token's login."""
-    rows = Event.objects.filter(vault__name=vault, request=key_of(request_id))
-    # the same id on both sides of midnight is one request (audit/ingest.py)
-    return rows.select_related(*Event.SPELLED_OUT, "token__login").order_by("at").first()
+    known = Vault.objects.filter(name=vault).values_list("pk", flat=True).first()
+    key = {"vault": known, "request": key_of(request_id)}
+    # its time first: with it, one day's partition is enough for all the rest
+    at = Event.objects.filter(**key).order_by("at").values_list("at", flat=True).first()
+    return Event.objects.filter(**key, at=at).select_related(*Event.SPELLED_OUT, "token__login").first()
 
 
 def sightings(event: Event) -> list[Sighting]:

@@ -4,7 +4,9 @@ Of events they are by one number each, in daily partitions: PostgreSQL keeps equ
 a row. With the time beside the number they would take 31. Texts that a client chooses are in an index only up to a length.
 """
 
-from django.db import migrations
+import django.db.models.deletion
+from django.db import migrations, models
+from django.db.models import Q
 
 FORWARD = """
 -- event_queries.events_page(): by service account or identity, by path, by address, with an error only
@@ -33,6 +35,7 @@ CREATE INDEX lease_by_account_name ON leases_lease (left(service_account, 253) t
 CREATE INDEX pod_by_name ON leases_pod (left(name, 253) text_pattern_ops);
 -- search: what was done from an address
 CREATE INDEX lease_by_address ON leases_lease (left(source_ip, 100), id) WHERE source_ip <> '';
+CREATE INDEX service_account_by_name ON leases_serviceaccount (left(name, 253) text_pattern_ops);
 CREATE INDEX session_by_address ON leases_session (left(address, 100), started_at) WHERE address <> '';
 """
 NAMES = [line.split()[2] for line in FORWARD.splitlines() if line.startswith("CREATE INDEX")]
@@ -41,4 +44,31 @@ BACK = "DROP INDEX " + ", ".join(NAMES) + ";"
 
 class Migration(migrations.Migration):
     dependencies = [("audit", "0014_notices"), ("leases", "0018_acting")]
-    operations = [migrations.RunSQL(FORWARD, BACK)]
+    operations = [
+        migrations.CreateModel(
+            name="AskedHash",
+            fields=[
+                ("id", models.BigAutoField(auto_created=True, primary_key=True, serialize=False, verbose_name="ID")),
+                ("question", models.UUIDField()),
+                ("hash", models.TextField(blank=True)),
+                ("cause", models.TextField(blank=True)),
+                ("at", models.DateTimeField()),
+                (
+                    "device",
+                    models.ForeignKey(
+                        on_delete=django.db.models.deletion.CASCADE, related_name="+", to="audit.device"
+                    ),
+                ),
+            ],
+            options={
+                "constraints": [
+                    models.UniqueConstraint(fields=("question", "device"), name="a_device_answers_a_question_once"),
+                    models.CheckConstraint(
+                        condition=Q(Q(("hash", ""), ~Q(("cause", ""))), Q(~Q(("hash", "")), ("cause", "")), _connector="OR"),
+                        name="an_answer_is_a_hash_or_a_cause",
+                    ),
+                ],
+            },
+        ),
+        migrations.RunSQL(FORWARD, BACK),
+    ]
