@@ -92,7 +92,9 @@ def events_page(where: EventFilter, *, before: Cursor | None = None, size: int =
     for number, (from_at, to_at) in enumerate(stretches):
         if number == MOST_STRETCHES:
             return EventPage(_rows(found), Cursor(to_at, FIRST), to_at)
-        hits, looked, last = _look(search, from_at, to_at, most=left if search.rest else size + 1, hits=size + 1 - len(found))
+        hits, looked, last = _look(
+            search, from_at, to_at, most=left if search.rest else size + 1, hits=size + 1 - len(found)
+        )
         found += hits
         if len(found) > size:
             return EventPage(_rows(found[:size]), _cursor(*found[size - 1]))
@@ -199,7 +201,7 @@ def _search_of(where: EventFilter) -> _Search:
         condition, values = _identity(where.identity)
         _by_ids(search, "who", f"SELECT id FROM audit_who WHERE {condition}", condition, values)  # noqa: S608
     if where.path:
-        condition, values = _path(where.path)
+        condition, values = path_condition(where.path)
         _by_ids(search, "what", f"SELECT id FROM audit_what WHERE {condition}", condition, values)  # noqa: S608
     if where.errors:
         search.narrow.append("error_text_id IS NOT NULL")
@@ -259,7 +261,7 @@ def _identity(text: str) -> tuple[str, dict[str, str]]:
     return f"{account} OR {named} OR left(entity_id, {INDEXED}) = %(identity)s", values
 
 
-def _path(prefix: str) -> tuple[str, dict[str, str]]:
+def path_condition(prefix: str) -> tuple[str, dict[str, str]]:
     """Paths that begin like this."""
     values = {"path_start": f"{like(prefix[:INDEXED])}%", "path": prefix}
     return f"left(path, {INDEXED}) LIKE %(path_start)s AND starts_with(path, %(path)s)", values
@@ -276,10 +278,10 @@ def like(text: str) -> str:
 def event(*, vault: str, request_id: str) -> Event | None:
     """The request of that id, with its token's login."""
     known = Vault.objects.filter(name=vault).values_list("pk", flat=True).first()
-    key = {"vault": known, "request": key_of(request_id)}
+    rows = Event.objects.filter(vault=known, request=key_of(request_id))
     # its time first: with it, one day's partition is enough for all the rest
-    at = Event.objects.filter(**key).order_by("at").values_list("at", flat=True).first()
-    return Event.objects.filter(**key, at=at).select_related(*Event.SPELLED_OUT, "token__login").first()
+    at = rows.order_by("at").values_list("at", flat=True).first()
+    return rows.filter(at=at).select_related(*Event.SPELLED_OUT, "token__login").first() if at else None
 
 
 def sightings(event: Event) -> list[Sighting]:

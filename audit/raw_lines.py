@@ -80,7 +80,10 @@ def told(event: Event, sightings: Sequence[Sighting]) -> list[Told]:
                 unread.append(text)
             elif block is not None and not (of_block := of_request(block, text, event.request_id)):
                 unread.append(
-                    Unread(block.sequence, "No line of it names this request: `manage.py verify-chain` says whether it is whole.")
+                    Unread(
+                        block.sequence,
+                        "No line of it names this request: `manage.py verify-chain` says whether it is whole.",
+                    )
                 )
             elif block is not None:
                 lines += of_block

@@ -22,7 +22,19 @@ STATES = [
 REVIEW_DAYS = {"7": "7 days", "30": "30 days", "90": "90 days"}
 USUAL_DAYS = "30"
 # https://developer.hashicorp.com/vault/docs/concepts/policies and what the log has besides
-OPERATIONS = ("read", "update", "create", "delete", "list", "patch", "help", "header", "resolve-role", "revoke", "renew")
+OPERATIONS = (
+    "read",
+    "update",
+    "create",
+    "delete",
+    "list",
+    "patch",
+    "help",
+    "header",
+    "resolve-role",
+    "revoke",
+    "renew",
+)
 PERIODS = {"1h": ("1 hour", 1), "24h": ("24 hours", 24), "7d": ("7 days", 7 * 24)}
 
 
@@ -176,7 +188,7 @@ class EventFilterForm(forms.Form):
 
     def where(self) -> EventFilter:
         """The filter; needs a valid form."""
-        cleaned = {
+        cleaned: dict[str, Any] = {
             name: value.strip() if isinstance(value, str) else value for name, value in self.cleaned_data.items()
         }
         return EventFilter(

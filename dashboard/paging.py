@@ -7,7 +7,6 @@ from django.http import HttpRequest
 
 from leases.queries import Cursor
 
-
 # the key of an event's row: its UUID and its vault's number
 EVENT = r"[0-9a-f]{32}[0-9]{1,9}"
 
@@ -18,11 +17,11 @@ def cursor(request: HttpRequest, *, numeric: bool = True, shape: str = "") -> Cu
     if not text:
         return None
     found = Cursor.parse(text)
-    sound = found and (
+    sound = found is not None and (
         found.pk.isascii() and found.pk.isdigit() and len(found.pk) < 19 if numeric else len(found.pk) == 32
     )
     if shape:
-        sound = found and re.fullmatch(shape, found.pk)
+        sound = found is not None and re.fullmatch(shape, found.pk) is not None
     if not sound:
         raise BadRequest("This is no page of the list.")
     return found

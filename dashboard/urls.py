@@ -31,6 +31,7 @@ urlpatterns = [
     path("findings/<int:pk>", findings.detail, name="findings-detail"),
     path("findings/<int:pk>/close", findings.close, name="findings-close"),
     path("search", search.search, name="search"),
+    path("search/<slug:key>", search.results, name="search-found"),
     path("events", events.index, name="events"),
     path("events.csv", events.download, name="events-csv"),
     path("events/<str:vault>/<str:request_id>", events.detail, name="events-detail"),

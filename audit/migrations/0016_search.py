@@ -19,21 +19,22 @@ CREATE INDEX what_by_path ON audit_what (left(path, 200) text_pattern_ops);
 CREATE INDEX who_by_account ON audit_who (left(metadata->>'service_account_name', 253));
 CREATE INDEX who_by_name ON audit_who (left(display_name, 200));
 CREATE INDEX who_by_entity ON audit_who (left(entity_id, 200));
--- search: identities with a policy
+-- search_reads: identities with a policy
 CREATE INDEX who_by_policy ON audit_who USING gin (policies jsonb_path_ops);
 -- event_queries.conflicts_of()
 CREATE INDEX conflict_by_request ON audit_conflict (left(request_id, 200));
--- search: a login by its entity or display name
+-- search_reads: a login by its entity or display name
 CREATE INDEX login_by_entity ON leases_login (left(entity_id, 200), id) WHERE entity_id <> '';
 CREATE INDEX login_by_name ON leases_login (left(display_name, 200), id) WHERE display_name <> '';
--- search: the beginning of a lease id, and of its last part
+-- search_reads: the beginning of a lease id, and of its last part
 CREATE INDEX lease_by_start ON leases_lease (left(lease_id, 200) text_pattern_ops);
 CREATE INDEX lease_by_last_part ON leases_lease (left(substring(lease_id from '[^/]*$'), 200) text_pattern_ops);
--- search: the beginning of a pod's or an account's name
+-- search_reads: a pod's uid, the beginning of a pod's or an account's name
 CREATE INDEX lease_by_pod_name ON leases_lease (left(pod, 253) text_pattern_ops) WHERE pod <> '';
 CREATE INDEX lease_by_account_name ON leases_lease (left(service_account, 253) text_pattern_ops) WHERE service_account <> '';
+CREATE INDEX pod_by_uid ON leases_pod (left(uid, 253));
 CREATE INDEX pod_by_name ON leases_pod (left(name, 253) text_pattern_ops);
--- search: what was done from an address
+-- search_reads: what was done from an address
 CREATE INDEX lease_by_address ON leases_lease (left(source_ip, 100), id) WHERE source_ip <> '';
 CREATE INDEX service_account_by_name ON leases_serviceaccount (left(name, 253) text_pattern_ops);
 CREATE INDEX session_by_address ON leases_session (left(address, 100), started_at) WHERE address <> '';
@@ -55,16 +56,16 @@ class Migration(migrations.Migration):
                 ("at", models.DateTimeField()),
                 (
                     "device",
-                    models.ForeignKey(
-                        on_delete=django.db.models.deletion.CASCADE, related_name="+", to="audit.device"
-                    ),
+                    models.ForeignKey(on_delete=django.db.models.deletion.CASCADE, related_name="+", to="audit.device"),
                 ),
             ],
             options={
                 "constraints": [
                     models.UniqueConstraint(fields=("question", "device"), name="a_device_answers_a_question_once"),
                     models.CheckConstraint(
-                        condition=Q(Q(("hash", ""), ~Q(("cause", ""))), Q(~Q(("hash", "")), ("cause", "")), _connector="OR"),
+                        condition=Q(
+                            Q(("hash", ""), ~Q(("cause", ""))), Q(~Q(("hash", "")), ("cause", "")), _connector="OR"
+                        ),
                         name="an_answer_is_a_hash_or_a_cause",
                     ),
                 ],
