@@ -154,7 +154,7 @@ class EventFilterForm(forms.Form):
     """The audit search page. `login` has no field of its own to type in: pages link to it."""
 
     path = forms.CharField(max_length=1000, required=False, label="Path begins with")
-    identity = forms.CharField(max_length=500, required=False, label="Service account or identity")
+    identity = forms.CharField(max_length=500, required=False, label="Account or identity")
     address = forms.CharField(max_length=100, required=False, label="Address")
     operation = forms.ChoiceField(
         choices=[("", "any"), *((name, name) for name in OPERATIONS)],
@@ -167,9 +167,9 @@ class EventFilterForm(forms.Form):
     own = forms.ChoiceField(
         choices=[("", "left out"), ("any", "shown too"), ("only", "shown alone")],
         required=False,
-        label="Leasehold's own requests",
+        label="Own requests",
     )
-    errors_only = forms.BooleanField(required=False, label="With an error only")
+    errors_only = forms.BooleanField(required=False, label="Errors only")
     login = forms.IntegerField(required=False, min_value=1, max_value=2**62, widget=forms.HiddenInput)
 
     def __init__(self, *args: Any, vaults: list[str], **kwargs: Any) -> None:
