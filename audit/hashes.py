@@ -46,6 +46,8 @@ def devices() -> list[Device]:
 def ask(text: str, *, send: Send, seconds: float | None = None) -> list[Answer]:
     """Each device's answer, in their order; who has not answered in time is said to have not."""
     asked = devices()
+    if not asked:
+        return []
     question = uuid.uuid4()
     causes = {}
     for vault in {device.vault_id for device in asked}:
