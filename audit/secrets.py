@@ -8,6 +8,7 @@ import re
 import threading
 from bisect import bisect_right
 from typing import Any
+from urllib.parse import unquote
 
 import hyperscan
 
@@ -149,6 +150,21 @@ def clean(line: bytes) -> tuple[bytes, int]:
         if more:
             return bare, count + more
     return line, count
+
+
+# a token that was not copied whole is one, too: nothing else that is known here begins so
+_BEGINNING_OF_TOKEN = re.compile(rb"(?<![A-Za-z0-9_-])(?:hv[sbr]\.|eyJ[A-Za-z0-9_-]{10})")
+
+
+def looks_like_a_secret(text: str) -> bool:
+    """Whether what a person typed or pasted has a token, a JWT, a part of one, or a secret under its name in it."""
+    # a copied line may be broken anywhere; a copied address has escapes
+    for written in (text, unquote(text)):
+        for variant in (written, re.sub(r"\s+", "", written)):
+            seen = variant.encode(errors="replace").replace(b"\x00", b"")
+            if _BEGINNING_OF_TOKEN.search(seen) or _clean(seen)[1]:
+                return True
+    return False
 
 
 def _clean_pieces(line: bytes) -> tuple[bytes, int]:

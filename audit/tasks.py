@@ -8,8 +8,9 @@ from pathlib import Path
 from celery import shared_task
 from django.db import DataError, OperationalError
 from django.utils import timezone
+from kombu.exceptions import OperationalError as BrokerError
 
-from audit import attribute, dblog, follow, guess, heads, polls, retention, sessions, unexplained, users
+from audit import attribute, dblog, follow, guess, hashes, heads, polls, retention, sessions, unexplained, users
 from audit.findings import watch as findings
 from audit.ingest import Rebuilding, ingest_all, is_passing, position_of
 from audit.models import DatabaseLog, Device, Receiver, Stream
@@ -27,6 +28,20 @@ log = logging.getLogger(__name__)
 IDLE_SECONDS = 0.2
 # without a new line for so long a reader lets others have its worker
 IDLE_TURN_SECONDS = 1.0
+
+
+@shared_task(time_limit=30, soft_time_limit=25)
+def hash_what_was_typed(question: str, vault_id: int, sealed: str) -> None:
+    """Asks a vault's devices how they would write what somebody typed into the search box."""
+    hashes.answer(question, vault_id, sealed, now=timezone.now())
+
+
+def ask_a_worker(question: str, vault_id: int, sealed: str) -> None:
+    """Sends that; after the time for which anybody waits it is dropped. Raises OSError where the broker does not take it."""
+    try:
+        hash_what_was_typed.apply_async((question, vault_id, sealed), expires=hashes.WAIT_SECONDS, retry=False)
+    except BrokerError as error:
+        raise ConnectionError("the broker does not answer") from error
 
 
 @shared_task

@@ -10,6 +10,7 @@ SECTIONS = (
     ("overview", "Overview"),
     ("leases", "Leases"),
     ("databases", "Databases"),
+    ("events", "Events"),
     ("findings", "Findings"),
     ("access", "Access"),
     ("review", "Review"),

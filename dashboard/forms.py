@@ -6,6 +6,7 @@ from typing import Any
 from django import forms
 
 from audit.batch import OLDEST
+from audit.event_queries import EventFilter
 from audit.findings.queries import FindingFilter
 from audit.models import FindingKind, Severity
 from audit.targets import Scope, ScopeKind, UnknownScope
@@ -23,6 +24,20 @@ STATES = [
 ]
 REVIEW_DAYS = {"7": "7 days", "30": "30 days", "90": "90 days"}
 USUAL_DAYS = "30"
+# https://developer.hashicorp.com/vault/docs/concepts/policies and what the log has besides
+OPERATIONS = (
+    "read",
+    "update",
+    "create",
+    "delete",
+    "list",
+    "patch",
+    "help",
+    "header",
+    "resolve-role",
+    "revoke",
+    "renew",
+)
 PERIODS = {"1h": ("1 hour", 1), "24h": ("24 hours", 24), "7d": ("7 days", 7 * 24)}
 
 
@@ -136,6 +151,62 @@ class AccessForm(forms.Form):
         if moment and moment < OLDEST:
             raise forms.ValidationError("No audit log can be of that time.")
         return moment
+
+
+class EventFilterForm(forms.Form):
+    """The audit search page. `login` has no field of its own to type in: pages link to it."""
+
+    path = forms.CharField(max_length=1000, required=False, label="Path begins with")
+    identity = forms.CharField(max_length=500, required=False, label="Account or identity")
+    address = forms.CharField(max_length=100, required=False, label="Address")
+    operation = forms.ChoiceField(
+        choices=[("", "any"), *((name, name) for name in OPERATIONS)],
+        required=False,
+    )
+    vault = forms.ChoiceField(required=False)
+    from_ = _moment("From (UTC)")
+    to = _moment("To (UTC)")
+    request_id = forms.CharField(max_length=1000, required=False, label="Request id")
+    own = forms.ChoiceField(
+        choices=[("", "left out"), ("any", "shown too"), ("only", "shown alone")],
+        required=False,
+        label="Own requests",
+    )
+    errors_only = forms.BooleanField(required=False, label="Errors only")
+    login = forms.IntegerField(required=False, min_value=1, max_value=2**62, widget=forms.HiddenInput)
+
+    def __init__(self, *args: Any, vaults: list[str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        # `from` is no name in Python
+        self.fields = {("from" if name == "from_" else name): field for name, field in self.fields.items()}
+        self.fields["vault"] = forms.ChoiceField(
+            choices=[("", "any"), *((name, name) for name in vaults)], required=False
+        )
+
+    def clean(self) -> dict[str, Any]:
+        cleaned = self.cleaned_data
+        if cleaned.get("from") and cleaned.get("to") and cleaned["from"] >= cleaned["to"]:
+            self.add_error("to", "The period ends before it begins.")
+        return cleaned
+
+    def where(self) -> EventFilter:
+        """The filter; needs a valid form."""
+        cleaned: dict[str, Any] = {
+            name: value.strip() if isinstance(value, str) else value for name, value in self.cleaned_data.items()
+        }
+        return EventFilter(
+            from_at=cleaned.pop("from"),
+            to_at=cleaned.pop("to"),
+            errors=cleaned.pop("errors_only"),
+            # as devices write it: without a slash in front
+            path=cleaned.pop("path").removeprefix("/").removeprefix("v1/"),
+            **cleaned,
+        )
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether anything is asked for."""
+        return any(value for name, value in self.data.items() if name in self.fields)
 
 
 class RevokeForm(forms.Form):

@@ -1,20 +1,27 @@
 """Keyset pages in the query string: `before` is the last row of the page before."""
 
+import re
+
 from django.core.exceptions import BadRequest
 from django.http import HttpRequest
 
 from leases.queries import Cursor
 
+# the key of an event's row: its UUID and its vault's number
+EVENT = r"[0-9a-f]{32}[0-9]{1,9}"
 
-def cursor(request: HttpRequest, *, numeric: bool = True) -> Cursor | None:
+
+def cursor(request: HttpRequest, *, numeric: bool = True, shape: str = "") -> Cursor | None:
     """The cursor of this page, None on the first; BadRequest for anything that this site did not write."""
     text = request.GET.get("before", "")
     if not text:
         return None
     found = Cursor.parse(text)
-    sound = found and (
+    sound = found is not None and (
         found.pk.isascii() and found.pk.isdigit() and len(found.pk) < 19 if numeric else len(found.pk) == 32
     )
+    if shape:
+        sound = found is not None and re.fullmatch(shape, found.pk) is not None
     if not sound:
         raise BadRequest("This is no page of the list.")
     return found

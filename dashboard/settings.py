@@ -194,6 +194,7 @@ CELERY_TASK_ROUTES = {
     "leases.tasks.reconcile_leases": {"queue": "leases"},
     "leases.tasks.check_vaults": {"queue": "leases"},
     "audit.tasks.check_salts": {"queue": "leases"},
+    "audit.tasks.hash_what_was_typed": {"queue": "leases"},
     "audit.tasks.keep_house": {"queue": "reports"},
     "audit.tasks.sign_heads": {"queue": "reports"},
     "audit.tasks.check_polls": {"queue": "leases"},

@@ -114,10 +114,12 @@ def total(hours: Iterable[Hour]) -> Coverage:
 
 # of a line that nobody understands; a page is no place for sixteen megabytes
 MOST_CHARACTERS = 2000
+# of a line of an event, whose lists can be long
+MOST_OF_A_LINE = 20_000
 
 
-def readable(line: bytes) -> str:
+def readable(line: bytes, *, most: int = MOST_CHARACTERS) -> str:
     """The beginning of a line, with whatever does not print (NULs, marks that turn the direction of writing) spelled out."""
     # a character has at most four bytes
-    text = line[: 4 * MOST_CHARACTERS].decode(errors="backslashreplace")[:MOST_CHARACTERS]
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)[:MOST_CHARACTERS]
+    text = line[: 4 * most].decode(errors="backslashreplace")[:most]
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)[:most]

@@ -109,6 +109,11 @@ def vaults() -> list[Vault]:
     return list(Vault.objects.filter(retired=False).order_by("name", "id"))
 
 
+def all_vaults() -> list[Vault]:
+    """Those whose log was only examined, too."""
+    return list(Vault.objects.order_by("name", "id"))
+
+
 def clusters() -> list[Cluster]:
     """Clusters that are watched."""
     return list(Cluster.objects.filter(retired=False).order_by("name", "id"))

@@ -2,6 +2,7 @@
 
 from audit.models.database_logs import DatabaseLog, LogFormat, ServerStart
 from audit.models.events import (
+    AskedHash,
     AskedName,
     Ending,
     Event,
@@ -36,6 +37,7 @@ from audit.models.streams import (
 )
 
 __all__ = [
+    "AskedHash",
     "AskedName",
     "AttributionChange",
     "BlockLines",

@@ -261,6 +261,31 @@ class AskedName(models.Model):
         return self.name
 
 
+class AskedHash(models.Model):
+    """How one device would write what was typed into the search box, or why it did not say: a worker's answer to the web process.
+
+    What was typed stands nowhere. The row goes when it is read.
+    """
+
+    question = models.UUIDField()
+    device = models.ForeignKey(Device, models.CASCADE, related_name="+")
+    hash = models.TextField(blank=True)
+    cause = models.TextField(blank=True)
+    at = models.DateTimeField()
+
+    class Meta:
+        constraints = [
+            models.UniqueConstraint(fields=["question", "device"], name="a_device_answers_a_question_once"),
+            models.CheckConstraint(
+                condition=Q(hash="") & ~Q(cause="") | ~Q(hash="") & Q(cause=""),
+                name="an_answer_is_a_hash_or_a_cause",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        return f"{self.device_id}: {self.hash or self.cause}"
+
+
 class LeaseToken(models.Model):
     """Which token read a lease, in one device's words."""
 

@@ -361,6 +361,15 @@ def pod_address(cluster: str, uid: str) -> str:
         return ""
 
 
+@register.simple_tag
+def event_address(vault: str, request_id: str) -> str:
+    """Of an event's page; empty where a name in it has a slash."""
+    try:
+        return reverse("events-detail", args=[vault, request_id]) if vault and request_id else ""
+    except NoReverseMatch:
+        return ""
+
+
 @register.filter
 def lasting(seconds: float | None) -> str:
     """A length of time: 1 h, 4 min."""
