@@ -8,7 +8,7 @@ from django.db.models import Count, Max, Q, QuerySet
 
 from audit.findings.found import Account, Role
 from audit.models.findings import Finding, FindingChange, Look, Severity
-from leases.models import Lease
+from leases.models import Lease, Vault
 from leases.queries import EPOCH, MICROSECOND, PAGE
 
 # they run once a minute
@@ -123,6 +123,19 @@ def concerning(lease: Lease, *, limit: int = 10) -> list[Finding]:
     rows = list(Finding.objects.filter(key__in=keys).order_by("-last_seen_at", "-id")[: 5 * limit])
     rows.sort(key=lambda row: (not row.open, -row.severity))
     return rows[:limit]
+
+
+def of_account(*, cluster: str, namespace: str, name: str, limit: int = 20) -> list[Finding]:
+    """Findings about a service account: open ones first, then those seen last. Of another cluster's account of that name none, as
+    far as a finding names its cluster."""
+    vaults = Vault.objects.values_list("name", flat=True)
+    its_own = Q(key__in=[Account(vault, cluster, namespace, name).key for vault in vaults])
+    names_it = Q(closed_at=None, service_account_namespace=namespace, service_account=name)
+    rows = Finding.objects.filter(its_own | names_it).order_by("-last_seen_at", "-id")
+    place = f" {cluster}/{namespace}/{name}"
+    found = [row for row in rows[: 5 * limit] if not row.key.startswith("account ") or place in row.key]
+    found.sort(key=lambda row: (not row.open, -row.severity))
+    return found[:limit]
 
 
 def last_look() -> Look | None:

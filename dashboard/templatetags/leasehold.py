@@ -6,12 +6,12 @@ from datetime import UTC, datetime, timedelta
 
 from django import template
 from django.template.context import Context
-from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from audit.hours import Hour, State
 from audit.models import Finding, Notice, Severity
+from dashboard import addresses
 from leases.models import Lease, Session
 from leases.queries import database_key
 from leases.review import length
@@ -306,11 +306,29 @@ def holder(lease: Lease) -> SafeString:
 @register.simple_tag
 def pod_address(cluster: str, uid: str) -> str:
     """Of a pod's page; empty where nobody can say which pod that is."""
-    try:
-        return reverse("pods-detail", args=[cluster, uid]) if cluster and uid else ""
-    except NoReverseMatch:
-        # a cluster whose name has a slash
-        return ""
+    return addresses.of_pod(cluster, uid)
+
+
+@register.simple_tag
+def event_address(vault: str, request_id: str) -> str:
+    """Of the page with a request's raw lines; empty where there is none."""
+    return addresses.of_event(vault, request_id)
+
+
+@register.simple_tag
+def account(cluster: str, namespace: str, name: str) -> SafeString:
+    """A service account as a link to everything of it; without one where its cluster is not known."""
+    if not name:
+        return format_html('<span class="missing">{}</span>', "not known")
+    shown = format_html('<span class="dim">{}/</span><wbr>{}', namespace, name)
+    address = addresses.of_account(cluster, namespace, name)
+    return format_html('<a href="{}">{}</a>', address, shown) if address else shown
+
+
+@register.filter
+def percent(value: float) -> str:
+    """A place in a drawing: 12.345%"""
+    return f"{value:.3f}%"
 
 
 @register.filter

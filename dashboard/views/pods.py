@@ -2,7 +2,10 @@
 
 from django.http import Http404, HttpResponse
 from django.shortcuts import render
+from django.urls import reverse
+from django.utils import timezone
 
+from dashboard import timeline
 from dashboard.access import PageRequest, may_read, needs
 from leases import queries, session_queries
 
@@ -12,12 +15,21 @@ def detail(request: PageRequest, cluster: str, uid: str) -> HttpResponse:
     found = session_queries.pod_holdings(cluster=cluster, uid=uid)
     if found is None:
         raise Http404
+    now = timezone.now()
+    shown = found.leases[: queries.PAGE]
     context = {
+        "now": now,
+        "drawn": timeline.lives(
+            shown,
+            now=now,
+            address=lambda lease: reverse("leases-detail", args=[lease.pk]),
+            pod=found.pod,
+        ),
         "cluster": cluster,
         "uid": uid,
         "pod": found.pod,
         "told": found.leases[0] if found.leases else None,
-        "leases": found.leases[: queries.PAGE],
+        "leases": shown,
         "more_leases": len(found.leases) > queries.PAGE,
         "sessions": found.sessions,
         "most": queries.PAGE,
