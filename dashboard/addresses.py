@@ -2,6 +2,12 @@
 
 from django.urls import NoReverseMatch, reverse
 
+from leases.models import Lease
+
+
+def of_lease(lease: Lease) -> str:
+    return reverse("leases-detail", args=[lease.pk])
+
 
 def of_pod(cluster: str, uid: str) -> str:
     return _reverse("pods-detail", cluster, uid)

@@ -83,7 +83,7 @@ class WorkloadFilterForm(forms.Form):
 
     by = forms.ChoiceField(choices=[("account", "service accounts"), ("pod", "pods")], required=False, label="List")
     period = forms.ChoiceField(
-        choices=[(key, f"last {name}") for key, (name, _) in WORKLOAD_PERIODS.items()], required=False, label="Read in"
+        choices=[(key, f"the last {name}") for key, (name, _) in WORKLOAD_PERIODS.items()], label="Read in"
     )
     holding = forms.ChoiceField(choices=[("", "whether or not"), ("now", "leases now")], required=False, label="Holds")
     cluster = forms.ChoiceField(required=False)
@@ -105,7 +105,7 @@ class WorkloadFilterForm(forms.Form):
     def where(self, *, now: datetime) -> WorkloadFilter:
         """The filter; needs a valid form."""
         cleaned = {name: value.strip() for name, value in self.cleaned_data.items()}
-        _, hours = WORKLOAD_PERIODS[cleaned["period"] or USUAL_PERIOD]
+        _, hours = WORKLOAD_PERIODS[cleaned["period"]]
         return WorkloadFilter(
             since=now - timedelta(hours=hours),
             cluster=cleaned["cluster"],

@@ -1,197 +1,18 @@
-"""Lives on a common axis of time: pure layout. Across in percent, so that a drawing fits any width; down in pixels.
+"""The life of a lease as a drawing and as a list of moments, and the lives of many: pure layout.
 
-Nothing here reads or links by itself: rows and addresses come in, lanes of bars and marks come out, and the same as a list of moments.
+Nothing here reads or links by itself: rows and addresses come in, lanes and moments come out.
 """
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import groupby
 
 from audit.models import Event, Kind
 from audit.queries import LeaseEvent
+from dashboard.lanes import SHORTEST, Axis, Bar, Lane, Mark, Moment, Timeline, bar, gathered, packed, ticks
 from leases.models import Lease, LeaseState, Pod, Revocation, Session
 from leases.models.sessions import Place
-
-# of the axis
-MOST_TICKS = 6
-STEPS = [
-    *(timedelta(seconds=n) for n in (1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800)),
-    *(timedelta(hours=n) for n in (1, 2, 3, 6, 12, 24, 48, 120, 240, 480, 960)),
-]
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-DAY = timedelta(days=1)
-SHORTEST = timedelta(seconds=10)
-# marks of one kind that are nearer to one another than so many percent are one, with their number
-NEAR = 1.5
-# bars that overlap lie in rows of their own; what finds no room is counted
-MOST_ROWS = 8
-# pixels: a row of bars, and the lowest lane
-ROW, LANE = 11, 24
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """A stretch of time, with a little room at both sides."""
-
-    from_at: datetime
-    to_at: datetime
-
-    @classmethod
-    def over(cls, from_at: datetime, to_at: datetime) -> "Axis":
-        room = max(to_at - from_at, SHORTEST) / 40
-        return cls(from_at - room, max(to_at, from_at + SHORTEST) + room)
-
-    def x(self, at: datetime) -> float:
-        """Percent from the left; below 0 or above 100 for what lies outside."""
-        return 100 * ((at - self.from_at) / (self.to_at - self.from_at))
-
-    def holds(self, at: datetime) -> bool:
-        return self.from_at <= at <= self.to_at
-
-
-@dataclass(frozen=True, slots=True)
-class Tick:
-    x: float
-    label: str
-    # the narrow screen has room for every second one
-    minor: bool
-
-    @property
-    def anchor(self) -> str:
-        return "start" if self.x < 5 else "end" if self.x > 95 else "middle"
-
-
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """`kind`: how it looks. `before`, `after`: it began or goes on beyond the axis."""
-
-    x: float
-    width: float
-    kind: str
-    title: str
-    address: str = ""
-    before: bool = False
-    after: bool = False
-    y: int = 7
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """`symbol`: of the sprite. `count`: so many lie too near to one another to be told apart."""
-
-    x: float
-    symbol: str
-    kind: str
-    title: str
-    address: str = ""
-    count: int = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Lane:
-    name: str
-    bars: list[Bar] = field(default_factory=list)
-    marks: list[Mark] = field(default_factory=list)
-    height: int = LANE
-    # what is not drawn
-    note: str = ""
-    address: str = ""
-
-    @property
-    def middle(self) -> int:
-        return self.height // 2
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """One thing that happened, as a line of the list."""
-
-    at: datetime
-    lane: str
-    what: str
-    address: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Timeline:
-    axis: Axis
-    ticks: list[Tick]
-    lanes: list[Lane]
-    now: float | None
-    moments: list[Moment] = field(default_factory=list)
-    # moments that lie outside of the drawing
-    outside: int = 0
-
-
-def ticks(axis: Axis) -> list[Tick]:
-    """Round times in UTC, at most MOST_TICKS and one."""
-    length = axis.to_at - axis.from_at
-    step = next((step for step in STEPS if length / step <= MOST_TICKS), STEPS[-1])
-    at = EPOCH + -(-(axis.from_at - EPOCH) // step) * step
-    found: list[Tick] = []
-    while at <= axis.to_at:
-        found.append(Tick(axis.x(at), _label(at, step, axis), bool(len(found) % 2)))
-        at += step
-    return found
-
-
-def _label(at: datetime, step: timedelta, axis: Axis) -> str:
-    """As much of a time as the step needs; where the axis reaches over several days, midnight is the day."""
-    if step >= DAY or (axis.from_at.date() != axis.to_at.date() and at == at.replace(hour=0, minute=0, second=0)):
-        return f"{at:%-d %b}"
-    return f"{at:%H:%M:%S}" if step < timedelta(minutes=1) else f"{at:%H:%M}"
-
-
-def bar(axis: Axis, from_at: datetime, to_at: datetime, *, kind: str, title: str, address: str = "") -> Bar | None:
-    """None where all of it lies outside."""
-    if to_at < axis.from_at or from_at > axis.to_at:
-        return None
-    left, right = max(0.0, axis.x(from_at)), min(100.0, axis.x(to_at))
-    return Bar(left, max(right - left, 0.0), kind, title, address, from_at < axis.from_at, to_at > axis.to_at)
-
-
-def packed(bars: Iterable[Bar | None]) -> tuple[list[Bar], int, int]:
-    """Bars in rows in which none overlaps, the height of their lane, and how many found no room."""
-    ends: list[float] = []
-    placed, left = [], 0
-    for one in sorted((one for one in bars if one), key=lambda one: (one.x, -one.width)):
-        row = next((n for n, end in enumerate(ends) if one.x > end + 0.3), len(ends))
-        if row == MOST_ROWS:
-            left += 1
-            continue
-        if row == len(ends):
-            ends.append(0.0)
-        ends[row] = one.x + max(one.width, 0.5)
-        placed.append(replace(one, y=row * ROW))
-    height = max(len(ends) * ROW + 4, LANE)
-    above = (height - len(ends) * ROW) // 2 + 1
-    return [replace(one, y=one.y + above) for one in placed], height, left
-
-
-def gathered(marks: Iterable[Mark]) -> list[Mark]:
-    """Marks of one kind that are too near to one another as one that says how many, and where the first of them leads."""
-    found: list[Mark] = []
-    for _, group in groupby(
-        sorted(marks, key=lambda mark: (mark.kind, mark.symbol, mark.x)), key=lambda m: (m.kind, m.symbol)
-    ):
-        near: list[Mark] = []
-        for mark in group:
-            if near and mark.x - near[0].x > NEAR:
-                found.append(_one(near))
-                near = []
-            near.append(mark)
-        found.append(_one(near))
-    return sorted(found, key=lambda mark: mark.x)
-
-
-def _one(near: Sequence[Mark]) -> Mark:
-    first = near[0]
-    if len(near) == 1:
-        return first
-    title = f"{len(near)} here, the first: {first.title}"
-    return Mark(first.x, first.symbol, first.kind, title, first.address, len(near))
-
 
 # --- one lease ---------------------------------------------------------------------------------------------------
 
@@ -200,7 +21,7 @@ REQUESTS = {
     Kind.READ: ("credentials read", "issue", "live"),
     Kind.UNWRAP: ("taken out of its wrapping", "issue", "live"),
     Kind.REWRAP: ("wrapped anew", "issue", "dot"),
-    Kind.RENEW: ("renewed", "renewal", "medium"),
+    Kind.RENEW: ("renewed", "renewal", "renewed"),
     Kind.END: ("revocation asked for", "end", "cross"),
 }
 LEASE, TOKEN, POD, SESSIONS, HERE = "Lease", "Token", "Pod", "Sessions", "Done here"
@@ -214,6 +35,7 @@ class Facts:
     now: datetime
     events: Sequence[LeaseEvent]
     sessions: Sequence[Session]
+    sessions_in_all: int
     revocations: Sequence[Revocation]
     pod: Pod | None
     of_event: Callable[[str], str]
@@ -228,7 +50,8 @@ def of_lease(facts: Facts) -> Timeline:
     moments = _moments(facts)
     lanes = [lane for lane in (_pod(facts, axis), _token(facts, axis)) if lane]
     lanes.append(_lease(facts, axis))
-    lanes += [lane for lane in (_sessions(facts, axis), _here(facts, axis)) if lane]
+    drawn = _sessions(facts.sessions, axis, now=now, in_all=facts.sessions_in_all)
+    lanes += [lane for lane in (drawn, _here(facts, axis)) if lane]
     outside = sum(not axis.holds(moment.at) for moment in moments)
     shown = axis.x(now) if lease.state != LeaseState.ENDED and axis.holds(now) else None
     return Timeline(axis, ticks(axis), lanes, shown, moments, outside)
@@ -266,14 +89,17 @@ def _pod(facts: Facts, axis: Axis) -> Lane | None:
     pod = facts.pod
     if pod is None:
         return None
-    title = f"pod {pod.namespace}/{pod.name}, began {_at(pod.started_at)}, {_until(pod.ended_at, 'runs')}"
-    one = bar(axis, pod.started_at, pod.ended_at or facts.now, kind="pod", title=title, address=facts.of_pod)
+    one = bar(axis, pod.started_at, pod.ended_at or facts.now, kind="pod", title=_pod_life(pod), address=facts.of_pod)
     ended = (
         [_mark(axis, pod.ended_at, "ended", "end", f"pod ended {_at(pod.ended_at)}", facts.of_pod)]
         if pod.ended_at
         else []
     )
     return Lane(POD, [one] if one else [], [mark for mark in ended if mark], address=facts.of_pod)
+
+
+def _pod_life(pod: Pod) -> str:
+    return f"pod {pod.namespace}/{pod.name}, began {_at(pod.started_at)}, {_until(pod.ended_at, 'runs')}"
 
 
 def _token(facts: Facts, axis: Axis) -> Lane | None:
@@ -299,13 +125,16 @@ def _token(facts: Facts, axis: Axis) -> Lane | None:
 def _lease(facts: Facts, axis: Axis) -> Lane:
     lease, now = facts.lease, facts.now
     begin = _begin(lease)
-    kind = "stuck" if lease.state == LeaseState.IRREVOCABLE else "lease"
     title = f"lease, read {_at(begin)}, {_until(lease.ended_at, 'live')}"
-    bars = [bar(axis, begin, lease.ended_at or now, kind=kind, title=title)]
-    if not lease.ended_at and lease.expires_at and lease.expires_at > now:
-        bars.append(
-            bar(axis, now, lease.expires_at, kind="left", title=f"ends {_at(lease.expires_at)} unless it is renewed")
-        )
+    until = lease.ended_at or now
+    if lease.state == LeaseState.IRREVOCABLE and lease.expires_at:
+        until = min(max(lease.expires_at, begin), now)
+    bars = [bar(axis, begin, until, kind="lease", title=title)]
+    if lease.state == LeaseState.IRREVOCABLE:
+        bars.append(bar(axis, until, now, kind="stuck", title="Vault gave up revoking it: it should have ended"))
+    elif not lease.ended_at and lease.expires_at and lease.expires_at > now:
+        left = f"ends {_at(lease.expires_at)} unless it is renewed"
+        bars.append(bar(axis, now, lease.expires_at, kind="left", title=left))
     marks = []
     for item in facts.events:
         word, kind, symbol = _request(item.event)
@@ -323,26 +152,28 @@ def _lease(facts: Facts, axis: Axis) -> Lane:
     return Lane(LEASE, [one for one in bars if one], gathered(mark for mark in marks if mark), note=note)
 
 
-def _sessions(facts: Facts, axis: Axis) -> Lane | None:
-    if not facts.sessions:
+def _sessions(sessions: Sequence[Session], axis: Axis, *, now: datetime, in_all: int = 0) -> Lane | None:
+    """Sessions in rows; `in_all`: how many there are, of which these are the newest."""
+    if not sessions:
         return None
     bars, height, left = packed(
         bar(
             axis,
             session.started_at,
-            session.ended_at or facts.now,
+            session.ended_at or now,
             kind="elsewhere" if session.place == Place.ELSEWHERE else "session",
             title=_session(session),
             address=f"#session-{session.pk}",
         )
-        for session in facts.sessions
+        for session in sessions
     )
-    stray = [session for session in facts.sessions if session.place == Place.ELSEWHERE]
-    note = f"{left} more overlap too much to be drawn" if left else ""
-    said = f"{len(stray)} from elsewhere than its holder" if stray else ""
-    return Lane(
-        SESSIONS, bars, height=height, note=", ".join(part for part in (said, note) if part), address="#sessions"
-    )
+    strays = sum(session.place == Place.ELSEWHERE for session in sessions)
+    notes = [f"{strays} from elsewhere than the holder"] if strays else []
+    if in_all > len(sessions):
+        notes.append(f"the newest {len(sessions)} of {in_all:,}")
+    if left:
+        notes.append(f"{left} more overlap too much to be drawn")
+    return Lane(SESSIONS, bars, height=height, note=", ".join(notes), address="#sessions")
 
 
 def _here(facts: Facts, axis: Axis) -> Lane | None:
@@ -447,36 +278,39 @@ def _until(at: datetime | None, otherwise: str) -> str:
 
 
 def lives(
-    leases: Sequence[Lease], *, now: datetime, address: Callable[[Lease], str], pod: Pod | None = None, of_pod: str = ""
+    leases: Sequence[Lease],
+    sessions: Sequence[Session] = (),
+    *,
+    now: datetime,
+    of_lease: Callable[[Lease], str],
+    pod: Pod | None = None,
 ) -> Timeline | None:
-    """Lives of leases, a lane for each database; with the pod that held them. None without any."""
+    """Lives of leases, a lane for each database, with the pod that held them and the sessions under them. None without any."""
     if not leases:
         return None
-    begins = [_begin(lease) for lease in leases]
-    ends = [max(lease.ended_at or now, begin) for lease, begin in zip(leases, begins, strict=True)]
-    end = max(ends)
-    axis = Axis.over(min(begins), end)
+    axis = Axis.over(min(map(_begin, leases)), max(lease.ended_at or now for lease in leases))
     lanes = []
     if pod:
-        title = f"pod {pod.namespace}/{pod.name}, began {_at(pod.started_at)}, {_until(pod.ended_at, 'runs')}"
-        one = bar(axis, pod.started_at, pod.ended_at or now, kind="pod", title=title, address=of_pod)
+        one = bar(axis, pod.started_at, pod.ended_at or now, kind="pod", title=_pod_life(pod))
         lanes.append(Lane(POD, [one] if one else []))
-
-    def of(lease: Lease) -> str:
-        return lease.database.name if lease.database else f"behind {lease.mount}"
-
-    for name, group in groupby(sorted(leases, key=of), key=of):
-        bars, height, left = packed(
-            bar(
-                axis,
-                _begin(lease),
-                max(lease.ended_at or now, _begin(lease)),
-                kind="stuck" if lease.state == LeaseState.IRREVOCABLE else "gone" if lease.ended_at else "lease",
-                title=f"lease {lease.short_id[:8]} as {lease.role or 'an unknown role'}, {lease.holder or 'nobody known'}, read {_at(_begin(lease))}, "
-                f"{_until(lease.ended_at, 'live')}",
-                address=address(lease),
-            )
-            for lease in group
-        )
+    by_database = groupby(sorted(leases, key=_opens), key=_opens)
+    for (name, _), group in by_database:
+        bars, height, left = packed(_life(axis, lease, now=now, address=of_lease(lease)) for lease in group)
         lanes.append(Lane(name, bars, height=height, note=f"{left} more overlap too much to be drawn" if left else ""))
+    if used := _sessions(sessions, axis, now=now):
+        lanes.append(used)
     return Timeline(axis, ticks(axis), lanes, axis.x(now) if axis.holds(now) else None)
+
+
+def _opens(lease: Lease) -> tuple[str, int]:
+    return (lease.database.name, lease.database.pk) if lease.database else (f"behind {lease.mount}", 0)
+
+
+def _life(axis: Axis, lease: Lease, *, now: datetime, address: str) -> Bar | None:
+    begin = _begin(lease)
+    kind = "stuck" if lease.state == LeaseState.IRREVOCABLE else "gone" if lease.ended_at else "lease"
+    title = (
+        f"lease {lease.short_id[:8]} as {lease.role or 'an unknown role'}, {lease.holder or 'nobody known'}, "
+        f"read {_at(begin)}, {_until(lease.ended_at, lease.state)}"
+    )
+    return bar(axis, begin, max(lease.ended_at or now, begin), kind=kind, title=title, address=address)

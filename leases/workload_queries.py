@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
@@ -74,7 +74,7 @@ class Place:
         value, _, rest = text.partition("/")
         # names of namespaces and accounts have no slash
         parts = rest.rsplit("/", 2)
-        if not (value.isascii() and value.isdigit() and len(value) < 18 and len(parts) == 3 and all(parts)):
+        if not (value.isascii() and value.isdigit() and len(value) < 18 and len(parts) == 3 and parts[2]):
             return None
         return cls(int(value), Account(*parts))
 
@@ -114,21 +114,21 @@ _PAIRS = f"""
         ORDER BY {NAMES}, COALESCE(database_id, 0), {BEGAN} DESC, id DESC LIMIT 1) n
     ), pairs AS MATERIALIZED (SELECT * FROM pair LIMIT {MOST_PAIRS})
 """  # noqa: S608
-# index lease_open_of_workload alone
-_OPEN = f"SELECT {NAMES}, count(*) AS live FROM leases_lease WHERE state <> 'ended' AND service_account <> '' AND {WATCHED} GROUP BY {NAMES}"  # noqa: S608
-_ORDERS = {
-    LAST: ("last_at", "DESC", "<"),
-    LIVE: ("live", "DESC", "<"),
-    # all alike: the names decide
-    NAME: ("0", "DESC", "<"),
-}
+# what each account holds now, from the index lease_open_of_workload alone
+_HELD = f"""
+    SELECT {NAMES}, sum(n)::bigint AS live, array_agg(database) AS databases, array_agg(DISTINCT certainty) AS certainties FROM (
+      SELECT {NAMES}, COALESCE(database_id, 0) AS database, certainty, count(*) AS n FROM leases_lease
+      WHERE state <> 'ended' AND service_account <> '' AND {WATCHED} GROUP BY {NAMES}, database_id, certainty) l
+    GROUP BY {NAMES}
+"""  # noqa: S608
+# where the names alone decide, all have one value
+_VALUES = {LAST: "last_at", LIVE: "COALESCE(live, 0)", NAME: "0"}
 
 
 def accounts_page(
     where: WorkloadFilter, *, sort: str = LAST, after: Place | None = None, size: int = PAGE
 ) -> WorkloadPage:
     """One page of service accounts that read credentials since then or hold some now."""
-    by, direction, beyond = _ORDERS[sort]
     values: dict[str, Any] = {"since": where.since, "size": size + 1}
     tests = ["TRUE" if not where.holding else "live > 0"]
     for name, column in (("cluster", "cluster"), ("namespace", "service_account_namespace")):
@@ -139,43 +139,34 @@ def accounts_page(
         values["text"] = where.text.upper()
         tests.append("strpos(upper(service_account), %(text)s) > 0")
     if after:
-        values |= {"value": EPOCH + after.value * MICROSECOND if sort == LAST else after.value}
+        values["value"] = EPOCH + after.value * MICROSECOND if sort == LAST else after.value
         values |= {"c": after.account.cluster, "ns": after.account.namespace, "sa": after.account.name}
         beyond_names = f"({NAMES}) > (%(c)s, %(ns)s, %(sa)s)"
-        tests.append(f"({by} {beyond} %(value)s OR {by} = %(value)s AND {beyond_names})")
+        tests.append(f"(value < %(value)s OR value = %(value)s AND {beyond_names})")
     with connection.cursor() as cursor:
         cursor.execute(
             f"""
             {_PAIRS.format(of="")}, account AS (
-              SELECT {NAMES}, max(began) AS last_at, array_agg(database ORDER BY database) FILTER (WHERE began >= %(since)s) AS databases,
+              SELECT {NAMES}, max(began) AS last_at, array_agg(database) FILTER (WHERE began >= %(since)s) AS databases,
                 array_agg(DISTINCT certainty) FILTER (WHERE began >= %(since)s) AS certainties
               FROM pairs GROUP BY {NAMES}
-            ), held AS ({_OPEN}), workload AS (
-              SELECT account.*, COALESCE(live, 0) AS live FROM account LEFT JOIN held USING ({NAMES})
-              WHERE last_at >= %(since)s OR live > 0
+            ), held AS ({_HELD}), workload AS (
+              SELECT {NAMES}, last_at, COALESCE(live, 0) AS live, {_VALUES[sort]} AS value,
+                a.databases || h.databases AS databases, a.certainties || h.certainties AS certainties
+              FROM account a LEFT JOIN held h USING ({NAMES}) WHERE last_at >= %(since)s OR live > 0
             )
-            SELECT {NAMES}, last_at, live, COALESCE(databases, '{{}}'), COALESCE(certainties, '{{}}'), (SELECT count(*) FROM pairs)
-            FROM workload WHERE {" AND ".join(tests)} ORDER BY {by} {direction}, {NAMES} LIMIT %(size)s
+            SELECT {NAMES}, last_at, live, databases, certainties, (SELECT count(*) FROM pairs)
+            FROM workload WHERE {" AND ".join(tests)} ORDER BY value DESC, {NAMES} LIMIT %(size)s
             """,  # noqa: S608
             values,
         )
         found = cursor.fetchall()
-    rows = found[:size]
-    accounts = [Account(*row[:3]) for row in rows]
-    held, pods = held_by(accounts), running_pods(accounts)
-    databases = Database.objects.select_related("vault").in_bulk(
-        {key for row in rows for key in row[5]} | {key for of in held.values() for key in of.databases}
-    )
+    rows = [(Account(*row[:3]), *row[3:]) for row in found[:size]]
+    pods = running_pods([account for account, *_ in rows])
+    known = Database.objects.in_bulk({key for _, _, _, databases, *_ in rows for key in databases})
     shown = [
-        Workload(
-            account=account,
-            last_at=row[3],
-            live=row[4],
-            databases=named({*row[5], *held[account].databases}, databases),
-            certainties=in_order({*row[6], *held[account].certainties}),
-            pods=pods.get(account, 0),
-        )
-        for account, row in zip(accounts, rows, strict=True)
+        Workload(account, last_at, live, named(set(databases), known), in_order(set(certainties)), pods.get(account, 0))
+        for account, last_at, live, databases, certainties, _ in rows
     ]
     more = shown[-1] if len(found) > size else None
     cut_off = bool(found) and found[0][7] == MOST_PAIRS
@@ -190,38 +181,6 @@ def named(keys: Collection[int], databases: dict[int, Database]) -> list[Databas
     """By name; None, for a database that is not known, comes last."""
     known = sorted((databases[key] for key in keys if key in databases), key=lambda row: (row.name, row.pk))
     return [*known, *([None] if 0 in keys else [])]
-
-
-@dataclass(slots=True)
-class Holding:
-    """What an account holds now: live leases by database (0: not known), and the certainties among them."""
-
-    databases: dict[int, int] = field(default_factory=lambda: defaultdict(int))
-    certainties: set[str] = field(default_factory=set)
-
-    @property
-    def live(self) -> int:
-        return sum(self.databases.values())
-
-
-def held_by(accounts: Collection[Account]) -> dict[Account, Holding]:
-    """Each account with what it holds now, in one statement that reads nothing but its index."""
-    found: dict[Account, Holding] = {account: Holding() for account in accounts}
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"""
-            SELECT {NAMES}, COALESCE(l.database_id, 0), l.certainty, count(*)
-            FROM unnest(%s::text[], %s::text[], %s::text[]) AS a (cluster, service_account_namespace, service_account)
-            JOIN leases_lease l USING ({NAMES}) WHERE l.state <> 'ended' AND l.service_account <> '' AND l.{WATCHED}
-            GROUP BY 1, 2, 3, 4, 5
-            """,  # noqa: S608
-            _columns(accounts),
-        )
-        for cluster, namespace, name, database, certainty, count in cursor.fetchall():
-            holding = found[Account(cluster, namespace, name)]
-            holding.databases[database] += count
-            holding.certainties.add(certainty)
-    return found
 
 
 def running_pods(accounts: Collection[Account]) -> dict[Account, int]:
@@ -390,7 +349,12 @@ def opened(account: Account) -> list[Opened]:
         of = "AND cluster = %(c)s AND service_account_namespace = %(ns)s AND service_account = %(sa)s"
         cursor.execute(f"{_PAIRS.format(of=of)} SELECT database, certainty, began FROM pairs", _names(account))  # noqa: S608
         rows = cursor.fetchall()
-    live = held_by([account])[account].databases
+        cursor.execute(
+            f"SELECT COALESCE(database_id, 0), count(*) FROM leases_lease WHERE state <> 'ended' AND service_account <> '' {of}"  # noqa: S608
+            f" AND {WATCHED} GROUP BY database_id",
+            _names(account),
+        )
+        live = dict(cursor.fetchall())
     known = Database.objects.select_related("vault").in_bulk([key for key, _, _ in rows])
     found = [Opened(known.get(key), live.get(key, 0), certainty, began) for key, certainty, began in rows]
     return sorted(found, key=lambda row: row.last_at, reverse=True)

@@ -138,6 +138,13 @@ def of_account(*, cluster: str, namespace: str, name: str, limit: int = 20) -> l
     return found[:limit]
 
 
+def cluster_of(finding: Finding) -> str:
+    """The cluster of the service account that a finding is about; empty where its key names none. Pure."""
+    begin, account = f"account {finding.vault} ", f"/{finding.service_account_namespace}/{finding.service_account}"
+    cluster, named, _ = finding.key.removeprefix(begin).partition(account)
+    return cluster if named and finding.service_account and finding.key.startswith(begin) else ""
+
+
 def last_look() -> Look | None:
     return Look.objects.filter(pk=1).first()
 

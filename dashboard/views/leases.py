@@ -56,6 +56,7 @@ def detail(request: PageRequest, pk: int) -> HttpResponse:
             now=now,
             events=events,
             sessions=sessions,
+            sessions_in_all=use.sessions,
             revocations=revocations,
             pod=pod,
             of_event=lambda request_id: addresses.of_event(lease.vault.name, request_id),

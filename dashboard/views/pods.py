@@ -2,10 +2,9 @@
 
 from django.http import Http404, HttpResponse
 from django.shortcuts import render
-from django.urls import reverse
 from django.utils import timezone
 
-from dashboard import timeline
+from dashboard import addresses, timeline
 from dashboard.access import PageRequest, may_read, needs
 from leases import queries, session_queries
 
@@ -19,12 +18,7 @@ def detail(request: PageRequest, cluster: str, uid: str) -> HttpResponse:
     shown = found.leases[: queries.PAGE]
     context = {
         "now": now,
-        "drawn": timeline.lives(
-            shown,
-            now=now,
-            address=lambda lease: reverse("leases-detail", args=[lease.pk]),
-            pod=found.pod,
-        ),
+        "drawn": timeline.lives(shown, found.sessions, now=now, of_lease=addresses.of_lease, pod=found.pod),
         "cluster": cluster,
         "uid": uid,
         "pod": found.pod,

@@ -1,13 +1,13 @@
 """Workloads: which service accounts and pods hold or held leases, and everything of one service account."""
 
 from django.core.exceptions import BadRequest
-from django.http import Http404, HttpResponse
+from django.http import Http404, HttpResponse, QueryDict
 from django.shortcuts import render
-from django.urls import reverse
 from django.utils import timezone
 
 import audit.queries
 from audit.findings import queries as findings
+from dashboard import addresses
 from dashboard.access import PageRequest, may_read, needs
 from dashboard.forms import USUAL_PERIOD, WORKLOAD_PERIODS, WorkloadFilterForm
 from dashboard.paging import cursor, link
@@ -22,7 +22,7 @@ def index(request: PageRequest) -> HttpResponse:
     version = f"{queries.ledger_version(now=now)}.{findings.version()}"
     if request.htmx and request.GET.get("version") == version:
         return HttpResponse(status=204)
-    form = WorkloadFilterForm(request.GET, clusters=[row.name for row in queries.clusters()])
+    form = WorkloadFilterForm(_data(request), clusters=[row.name for row in queries.clusters()])
     by_pod = request.GET.get("by") == "pod"
     if not form.is_valid():
         page: WorkloadPage | PodPage = PodPage([], None) if by_pod else WorkloadPage([], None)
@@ -38,7 +38,7 @@ def index(request: PageRequest) -> HttpResponse:
         "by_pod": by_pod,
         "page": page,
         "sort": request.GET.get("sort") or LAST,
-        "period": WORKLOAD_PERIODS.get(request.GET.get("period", ""), WORKLOAD_PERIODS[USUAL_PERIOD])[0],
+        "period": WORKLOAD_PERIODS[form.cleaned_data["period"]][0] if form.is_valid() else "",
         "lists": [
             (name, link(request, by=by, before="", sort=""), by_pod == bool(by))
             for by, name in (("", "Service accounts"), ("pod", "Pods"))
@@ -53,6 +53,13 @@ def index(request: PageRequest) -> HttpResponse:
         "part": bool(request.htmx),
     }
     return render(request, "workloads/_rows.html" if request.htmx else "workloads/list.html", context)
+
+
+def _data(request: PageRequest) -> QueryDict:
+    """The query string, with the usual period where it names none."""
+    data = request.GET.copy()
+    data["period"] = data.get("period") or USUAL_PERIOD
+    return data
 
 
 def _place(request: PageRequest) -> Place | None:
@@ -77,6 +84,7 @@ def detail(request: PageRequest, cluster: str, namespace: str, name: str) -> Htt
     holding, before = request.GET.get("show") == "now", cursor(request)
     chosen = request.GET.get("database", "")
     of = [key for key in every if str(key) == chosen] if chosen else every
+    sessions = workload_queries.sessions_of(newest)
     page = workload_queries.leases_of(account, databases=of, holding=holding, before=before)
     context = {
         "now": now,
@@ -97,11 +105,11 @@ def detail(request: PageRequest, cluster: str, namespace: str, name: str) -> Htt
         "first": before is None,
         "start": link(request, before=""),
         "older": link(request, before=str(page.older)) if page.older else "",
-        "drawn": lives(page.rows, now=now, address=lambda lease: reverse("leases-detail", args=[lease.pk])),
+        "drawn": lives(page.rows, sessions if before is None else (), now=now, of_lease=addresses.of_lease),
         "logins": logins[: queries.PAGE],
         "logins_seen": len(logins),
         "entities": workload_queries.entities_of(logins),
-        "sessions": workload_queries.sessions_of(newest),
+        "sessions": sessions,
         "findings": findings.of_account(cluster=cluster, namespace=namespace, name=name),
         "most": queries.PAGE,
         "most_logins": workload_queries.MOST_LOGINS,

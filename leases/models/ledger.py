@@ -193,7 +193,7 @@ class Lease(models.Model):
                 name="lease_of_workload",
                 condition=~Q(service_account=""),
             ),
-            # workload_queries.held_by() and accounts_page(), which read nothing but this index
+            # workload_queries.accounts_page() and opened(): what an account holds now, read from nothing but this index
             models.Index(
                 fields=[
                     "cluster",
