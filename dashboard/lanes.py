@@ -120,6 +120,8 @@ def ticks(axis: Axis) -> list[Tick]:
     """Round times in UTC, at most MOST_TICKS and one."""
     length = axis.to_at - axis.from_at
     step = next((step for step in STEPS if length / step <= MOST_TICKS), STEPS[-1])
+    while length / step > MOST_TICKS:
+        step *= 2
     at = EPOCH + -(-(axis.from_at - EPOCH) // step) * step
     found: list[Tick] = []
     while at <= axis.to_at:
@@ -130,6 +132,8 @@ def ticks(axis: Axis) -> list[Tick]:
 
 def _label(at: datetime, step: timedelta, axis: Axis) -> str:
     """As much of a time as the step needs; where the axis reaches over several days, midnight is the day."""
+    if step > STEPS[-1]:
+        return f"{at:%b %Y}"
     if step >= DAY or (axis.from_at.date() != axis.to_at.date() and at == at.replace(hour=0, minute=0, second=0)):
         return f"{at:%-d %b}"
     return f"{at:%H:%M:%S}" if step < timedelta(minutes=1) else f"{at:%H:%M}"

@@ -208,7 +208,7 @@ def _moments(facts: Facts) -> list[Moment]:
         if pod.ended_at:
             found.append(Moment(pod.ended_at, POD, f"pod {pod.namespace}/{pod.name} ended", facts.of_pod))
     if login := lease.login:
-        address = facts.of_event(login.request_id)
+        address = facts.of_event(login.request_id) or "#login"
         found.append(Moment(login.logged_in_at, TOKEN, f"logged in through auth/{login.mount_path}", address))
         if login.ended_at:
             found.append(Moment(login.ended_at, TOKEN, f"token ended: {login.end_reason}"))

@@ -1,6 +1,6 @@
 """Reads of workloads: which service accounts and pods hold or held leases, and everything of one account. Nothing here writes."""
 
-from collections import defaultdict
+import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -20,6 +20,8 @@ MOST_LOOKED_THROUGH = 5_000
 # of one account or pod: so many of the newest leases are looked through for what hangs on them
 MOST_LEASES = 200
 MOST_LOGINS = 500
+# rows of what is shown beside its leases
+FEW = 20
 # counting goes no further
 MOST_COUNTED = 10_000
 MOST_PODS = 100
@@ -375,24 +377,10 @@ def leases_of(
     size: int = PAGE,
 ) -> LeasePage:
     """One page of its leases for these databases (0: not known), or of those that it holds now, the newest first."""
-    values: dict[str, Any] = {**_names(account), "databases": list(databases), "size": size + 1}
-    mine = (
-        "service_account <> '' AND cluster = %(c)s AND service_account_namespace = %(ns)s AND service_account = %(sa)s"
-    )
-    older = ""
-    if before:
-        older = f"AND ({BEGAN}, id) < (%(at)s, %(pk)s)"
-        values |= {"at": before.at, "pk": int(before.pk)}
-    newest_first = f"ORDER BY {BEGAN} DESC, id DESC LIMIT %(size)s"
     if holding:
-        query = f"SELECT id FROM leases_lease WHERE {mine} AND state <> 'ended' AND COALESCE(database_id, 0) = ANY(%(databases)s) {older} {newest_first}"  # noqa: S608
+        query, values = _open(account, databases=databases, before=before, size=size + 1)
     else:
-        # of each database the newest, by the index; of these the newest
-        query = f"""
-            SELECT l.id FROM unnest(%(databases)s::bigint[]) AS d, LATERAL (
-              SELECT id, accessed_at, first_seen_at FROM leases_lease WHERE {mine} AND COALESCE(database_id, 0) = d {older} {newest_first}) l
-            {newest_first}
-        """  # noqa: S608
+        query, values = _newest(account, databases=databases, before=before, size=size + 1)
     with connection.cursor() as cursor:
         cursor.execute(query, values)
         keys = [pk for (pk,) in cursor.fetchall()]
@@ -401,8 +389,64 @@ def leases_of(
     return LeasePage(page, Cursor(page[-1].began_at, str(page[-1].pk)) if len(keys) > size else None)
 
 
+_MINE = "service_account <> '' AND cluster = %(c)s AND service_account_namespace = %(ns)s AND service_account = %(sa)s"
+_OLDER = f"AND ({BEGAN}, id) < (%(at)s, %(pk)s)"
+_NEWEST_FIRST = f"ORDER BY {BEGAN} DESC, id DESC LIMIT %(size)s"
+
+
+def _newest(
+    account: Account, *, databases: Collection[int], size: int, before: Cursor | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Keys of its newest leases: of each database the newest, by the index lease_of_workload; of these the newest."""
+    query = f"""
+        SELECT l.id FROM unnest(%(databases)s::bigint[]) AS d, LATERAL (
+          SELECT id, accessed_at, first_seen_at FROM leases_lease
+          WHERE {_MINE} AND COALESCE(database_id, 0) = d {_OLDER if before else ""} {_NEWEST_FIRST}) l
+        {_NEWEST_FIRST}
+    """  # noqa: S608
+    return query, _values(account, databases=databases, size=size, before=before)
+
+
+def _open(
+    account: Account, *, databases: Collection[int], size: int, before: Cursor | None = None
+) -> tuple[str, dict[str, Any]]:
+    """Keys of its newest leases that have not ended, of all these, by the index lease_open_of_workload."""
+    query = f"""
+        SELECT id FROM leases_lease WHERE {_MINE} AND state <> 'ended' AND COALESCE(database_id, 0) = ANY(%(databases)s)
+          {_OLDER if before else ""} {_NEWEST_FIRST}
+    """  # noqa: S608
+    return query, _values(account, databases=databases, size=size, before=before)
+
+
+def _values(account: Account, *, databases: Collection[int], size: int, before: Cursor | None) -> dict[str, Any]:
+    place = {"at": before.at, "pk": int(before.pk)} if before else {}
+    return {**_names(account), "databases": list(databases), "size": size, **place}
+
+
 def _names(account: Account) -> dict[str, str]:
     return {"c": account.cluster, "ns": account.namespace, "sa": account.name}
+
+
+@dataclass(frozen=True, slots=True)
+class Newest:
+    """A lease of an account, as far as what hangs on it is looked for."""
+
+    pk: int
+    pod_uid: str
+    pod_namespace: str
+    pod: str
+
+
+def newest_leases(account: Account, *, databases: Collection[int]) -> list[Newest]:
+    """Its newest MOST_LEASES leases."""
+    query, values = _newest(account, databases=databases, size=MOST_LEASES)
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"SELECT l.id, l.pod_uid, l.pod_namespace, l.pod FROM ({query}) n JOIN leases_lease l USING (id)"  # noqa: S608
+            " ORDER BY COALESCE(l.accessed_at, l.first_seen_at) DESC, l.id DESC",
+            values,
+        )
+        return [Newest(*row) for row in cursor.fetchall()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -418,7 +462,7 @@ class AccountPod:
     read_at: datetime | None
 
 
-def pods_of(account: Account, newest: Sequence[Lease], *, limit: int = PAGE) -> list[AccountPod]:
+def pods_of(account: Account, newest: Sequence[Newest], *, limit: int = FEW) -> list[AccountPod]:
     """Its pods: those that run, then those that ended, the last first; and those that only its newest leases name."""
     endless = "COALESCE(p.ended_at, 'infinity'::timestamptz)"
     with connection.cursor() as cursor:
@@ -450,58 +494,51 @@ def pods_of(account: Account, newest: Sequence[Lease], *, limit: int = PAGE) -> 
     return rows
 
 
-def newest_leases(account: Account, *, databases: Collection[int]) -> Sequence[Lease]:
-    """Its newest MOST_LEASES leases, for what hangs on them."""
-    return leases_of(account, databases=databases, size=MOST_LEASES).rows
-
-
-def logins_of(account: Account) -> list[Login]:
-    """Its newest MOST_LOGINS logins through mounts of its cluster, the newest first."""
+def logins_of(account: Account, *, limit: int = FEW) -> list[Login]:
+    """Its logins through mounts of its cluster, the newest first."""
     rows = Login.objects.filter(
         service_account_namespace=account.namespace,
         service_account=account.name,
         auth_mount__cluster__name=account.cluster,
     ).exclude(auth_mount=None)
-    return list(rows.select_related("vault").order_by("-logged_in_at", "-id")[:MOST_LOGINS])
+    return list(rows.exclude(service_account="").select_related("vault").order_by("-logged_in_at", "-id")[:limit])
 
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """An identity in a vault that an account's logins had, by what the audit log tells of them; `logins`: of the newest."""
+    """An identity in a vault that an account's logins had, by what the audit log tells of them; policies: of the newest."""
 
     vault: str
     entity_id: str
     mounts: list[str]
-    display_names: list[str]
-    policies: list[str]
     logins: int
-    first_at: datetime
     last_at: datetime
+    policies: list[str]
 
 
-def entities_of(logins: Sequence[Login]) -> list[Entity]:
-    """Of these logins, the last used first. Pure."""
-    groups: dict[tuple[str, str], list[Login]] = defaultdict(list)
-    for login in logins:
-        if login.entity_id:
-            groups[login.vault.name, login.entity_id].append(login)
-    found = [
-        Entity(
-            vault=vault,
-            entity_id=entity_id,
-            mounts=sorted({login.mount_path for login in of}),
-            display_names=sorted({login.display_name for login in of if login.display_name}),
-            policies=sorted({policy for login in of for policy in login.policies}),
-            logins=len(of),
-            first_at=min(login.logged_in_at for login in of),
-            last_at=max(login.logged_in_at for login in of),
+def entities_of(account: Account) -> list[Entity]:
+    """By its newest MOST_LOGINS logins, the last used first."""
+    with connection.cursor() as cursor:
+        cursor.execute(
+            f"""
+            SELECT v.name, n.entity_id, array_agg(DISTINCT n.mount_path), count(*), max(n.logged_in_at),
+              (array_agg(n.policies ORDER BY n.logged_in_at DESC, n.id DESC))[1]::text
+            FROM (
+              SELECT l.* FROM leases_login l
+              WHERE l.service_account_namespace = %(ns)s AND l.service_account = %(sa)s AND l.service_account <> '' AND l.auth_mount_id IN (
+                SELECT m.id FROM leases_authmount m JOIN leases_cluster c ON c.id = m.cluster_id WHERE c.name = %(c)s)
+              ORDER BY l.logged_in_at DESC, l.id DESC LIMIT {MOST_LOGINS}) n JOIN leases_vault v ON v.id = n.vault_id
+            WHERE n.entity_id <> '' GROUP BY 1, 2 ORDER BY 5 DESC, 2
+            """,  # noqa: S608
+            _names(account),
         )
-        for (vault, entity_id), of in groups.items()
-    ]
-    return sorted(found, key=lambda row: (row.last_at, row.entity_id), reverse=True)
+        return [
+            Entity(vault, entity_id, mounts, logins, last_at, json.loads(policies))
+            for vault, entity_id, mounts, logins, last_at, policies in cursor.fetchall()
+        ]
 
 
-def sessions_of(newest: Sequence[Lease], *, limit: int = PAGE) -> list[Session]:
+def sessions_of(newest: Sequence[Newest], *, limit: int = FEW) -> list[Session]:
     """Sessions under these leases, the newest first."""
     rows = Session.objects.filter(lease__in=[lease.pk for lease in newest]).select_related(
         "server", "lease", "database"
