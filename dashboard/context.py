@@ -9,6 +9,7 @@ from dashboard import access
 SECTIONS = (
     ("overview", "Overview"),
     ("leases", "Leases"),
+    ("workloads", "Workloads"),
     ("databases", "Databases"),
     ("events", "Events"),
     ("findings", "Findings"),

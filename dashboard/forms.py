@@ -16,6 +16,7 @@ from leases.models.actions import ActionKind, JobState
 from leases.models.sessions import Place
 from leases.queries import LeaseFilter
 from leases.session_queries import SessionFilter
+from leases.workload_queries import LAST, LIVE, NAME, WorkloadFilter
 
 STATES = [
     ("open", "not ended"),
@@ -39,6 +40,9 @@ OPERATIONS = (
     "renew",
 )
 PERIODS = {"1h": ("1 hour", 1), "24h": ("24 hours", 24), "7d": ("7 days", 7 * 24)}
+
+WORKLOAD_PERIODS = {**PERIODS, "30d": ("30 days", 30 * 24)}
+USUAL_PERIOD = "24h"
 
 
 class LeaseFilterForm(forms.Form):
@@ -90,6 +94,48 @@ class SessionFilterForm(forms.Form):
     def narrowed(self) -> bool:
         """Whether anything is asked for."""
         return any(value for name, value in self.data.items() if name in self.fields)
+
+
+class WorkloadFilterForm(forms.Form):
+    """Service accounts or pods that read credentials in a period, or hold some now."""
+
+    by = forms.ChoiceField(choices=[("account", "service accounts"), ("pod", "pods")], required=False, label="List")
+    period = forms.ChoiceField(
+        choices=[(key, f"the last {name}") for key, (name, _) in WORKLOAD_PERIODS.items()], label="Read in"
+    )
+    holding = forms.ChoiceField(choices=[("", "whether or not"), ("now", "leases now")], required=False, label="Holds")
+    cluster = forms.ChoiceField(required=False)
+    namespace = forms.CharField(max_length=253, required=False)
+    text = forms.CharField(max_length=253, required=False, label="Name contains")
+    sort = forms.ChoiceField(
+        choices=[(LAST, "last read first"), (LIVE, "most live leases first"), (NAME, "name")],
+        required=False,
+        label="Order",
+    )
+
+    def __init__(self, *args: Any, clusters: list[str], **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.fields["cluster"] = forms.ChoiceField(
+            choices=[("", "any"), *((name, name) for name in clusters)], required=False
+        )
+        self.order_fields(["by", "period", "holding", "cluster", "namespace", "text", "sort"])
+
+    def where(self, *, now: datetime) -> WorkloadFilter:
+        """The filter; needs a valid form."""
+        cleaned = {name: value.strip() for name, value in self.cleaned_data.items()}
+        _, hours = WORKLOAD_PERIODS[cleaned["period"]]
+        return WorkloadFilter(
+            since=now - timedelta(hours=hours),
+            cluster=cleaned["cluster"],
+            namespace=cleaned["namespace"],
+            text=cleaned["text"],
+            holding=bool(cleaned["holding"]),
+        )
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether anything but another order or list is asked for."""
+        return any(value for name, value in self.data.items() if name in {"holding", "cluster", "namespace", "text"})
 
 
 class ReviewForm(forms.Form):

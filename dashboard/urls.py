@@ -19,6 +19,7 @@ from dashboard.views import (
     search,
     session,
     sources,
+    workloads,
 )
 
 urlpatterns = [
@@ -28,6 +29,8 @@ urlpatterns = [
     path("leases/<int:pk>/revoke", leases.revoke, name="leases-revoke"),
     path("databases", databases.index, name="databases"),
     path("databases/<int:pk>", databases.detail, name="databases-detail"),
+    path("workloads", workloads.index, name="workloads"),
+    path("workloads/<str:cluster>/<str:namespace>/<str:name>", workloads.detail, name="workloads-detail"),
     path("pods/<str:cluster>/<path:uid>", pods.detail, name="pods-detail"),
     path("findings", findings.index, name="findings"),
     path("findings/<int:pk>", findings.detail, name="findings-detail"),

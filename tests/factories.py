@@ -24,6 +24,7 @@ from audit.models import (
     FindingKind,
     FurtherSighting,
     Gap,
+    Kind,
     Notice,
     NoticeLine,
     NoticeState,
@@ -665,9 +666,9 @@ def scene() -> dict[str, Any]:
     orders, billing = database("orders"), database("billing")
     shown = lease(age=97, left=203, certainty=Certainty.INFERRED, renewals=2, last_renewal_at=timezone.now())
     login(shown)
-    event(shown)
-    event(shown, operation="update", path="sys/leases/renew", seconds=30)
-    event(shown, operation="update", path="sys/leases/renew", seconds=60)
+    event(shown, kind=Kind.READ)
+    event(shown, operation="update", path="sys/leases/renew", seconds=30, kind=Kind.RENEW)
+    event(shown, operation="update", path="sys/leases/renew", seconds=60, kind=Kind.RENEW)
     attribution(
         shown,
         before="",

@@ -49,6 +49,8 @@ def pages(scene: dict[str, Any]) -> dict[str, str]:
         "overview": "/",
         "leases": "/leases?state=any",
         "leases-detail": f"/leases/{scene['lease'].pk}",
+        "workloads": "/workloads",
+        "workloads-detail": "/workloads/demo/shop/checkout",
         "databases": "/databases",
         "search": "/search",
         "events": "/events?own=any",

@@ -8,7 +8,7 @@ from django.db.models import Count, Max, Q, QuerySet
 
 from audit.findings.found import Account, Role
 from audit.models.findings import Finding, FindingChange, Look, Severity
-from leases.models import Lease, LeaseState
+from leases.models import Lease, LeaseState, Vault
 from leases.models.ledger import NEWEST_FIRST
 from leases.queries import EPOCH, MICROSECOND, PAGE
 
@@ -150,6 +150,26 @@ def targets(finding: Finding) -> Targets:
         newest = rows.order_by(*NEWEST_FIRST).first()
         account = newest.account_scope if newest else ""
     return Targets(",".join(map(str, live)), len(live), account)
+
+
+def of_account(*, cluster: str, namespace: str, name: str, limit: int = 20) -> list[Finding]:
+    """Findings about a service account: open ones first, then those seen last. Of another cluster's account of that name none, as
+    far as a finding names its cluster."""
+    vaults = Vault.objects.values_list("name", flat=True)
+    its_own = Q(key__in=[Account(vault, cluster, namespace, name).key for vault in vaults])
+    names_it = Q(closed_at=None, service_account_namespace=namespace, service_account=name)
+    rows = Finding.objects.filter(its_own | names_it).order_by("-last_seen_at", "-id")
+    place = f" {cluster}/{namespace}/{name}"
+    found = [row for row in rows[: 5 * limit] if not row.key.startswith("account ") or place in row.key]
+    found.sort(key=lambda row: (not row.open, -row.severity))
+    return found[:limit]
+
+
+def cluster_of(finding: Finding) -> str:
+    """The cluster of the service account that a finding is about; empty where its key names none. Pure."""
+    begin, account = f"account {finding.vault} ", f"/{finding.service_account_namespace}/{finding.service_account}"
+    cluster, named, _ = finding.key.removeprefix(begin).partition(account)
+    return cluster if named and finding.service_account and finding.key.startswith(begin) else ""
 
 
 def last_look() -> Look | None:

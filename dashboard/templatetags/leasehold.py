@@ -6,12 +6,13 @@ from datetime import UTC, datetime, timedelta
 
 from django import template
 from django.template.context import Context
-from django.urls import NoReverseMatch, reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
 from audit.hours import Hour, State
 from audit.models import Finding, Notice, Severity
+from dashboard import addresses
+from dashboard.lanes import Bar, Mark
 from dashboard.receipts import Line
 from leases.models import Action, ActionStep, Lease, Session
 from leases.queries import database_key
@@ -354,20 +355,84 @@ def holder(lease: Lease) -> SafeString:
 @register.simple_tag
 def pod_address(cluster: str, uid: str) -> str:
     """Of a pod's page; empty where nobody can say which pod that is."""
-    try:
-        return reverse("pods-detail", args=[cluster, uid]) if cluster and uid else ""
-    except NoReverseMatch:
-        # a cluster whose name has a slash
-        return ""
+    return addresses.of_pod(cluster, uid)
 
 
 @register.simple_tag
 def event_address(vault: str, request_id: str) -> str:
-    """Of an event's page; empty where a name in it has a slash."""
-    try:
-        return reverse("events-detail", args=[vault, request_id]) if vault and request_id else ""
-    except NoReverseMatch:
-        return ""
+    """Of the page with a request's raw lines; empty where there is none."""
+    return addresses.of_event(vault, request_id)
+
+
+@register.simple_tag
+def account(cluster: str, namespace: str, name: str) -> SafeString:
+    """A service account as a link to everything of it; without one where its cluster is not known."""
+    if not name:
+        return format_html('<span class="missing">{}</span>', "not known")
+    shown = format_html('<span class="dim">{}/</span><wbr>{}', namespace, name)
+    address = addresses.of_account(cluster, namespace, name)
+    return format_html('<a href="{}">{}</a>', address, shown) if address else shown
+
+
+@register.simple_tag
+def drawn_bar(bar: Bar) -> SafeString:
+    """A bar of a drawing, with a chevron where it goes on beyond it. The list beside the drawing has the same link for the keyboard."""
+    y = bar.y
+    chevrons = format_html_join(
+        "",
+        '<svg x="{}" y="{}" overflow="visible"><path class="edge" d="{}"/></svg>',
+        [(x, y, d) for beyond, x, d in ((bar.before, "0", _BEFORE), (bar.after, "100%", _AFTER)) if beyond],
+    )
+    alarm = (
+        format_html(
+            '<svg class="mark bad" x="{}" y="{}" overflow="visible"><use href="#i-alarm" x="-6" y="-2" width="12" height="12"/></svg>',
+            percent(bar.x),
+            y,
+        )
+        if bar.kind == "elsewhere"
+        else ""
+    )
+    return format_html(
+        '<a{}><title>{}</title><rect class="bar {}" x="{}" y="{}" width="{}" height="9" rx="2"/>{}{}</a>',
+        _leads_to(bar.address),
+        bar.title,
+        bar.kind,
+        percent(bar.x),
+        y,
+        percent(bar.width),
+        chevrons,
+        alarm,
+    )
+
+
+@register.simple_tag
+def drawn_mark(mark: Mark, y: int) -> SafeString:
+    """A mark of a drawing, and how many it stands for."""
+    count = format_html('<text class="times" x="8" y="-4">&times;{}</text>', mark.count) if mark.count > 1 else ""
+    return format_html(
+        '<svg class="mark {}" x="{}" y="{}" overflow="visible"><a{}><title>{}</title><circle class="back" r="6.5"/>'
+        '<use href="#i-{}" x="-5.5" y="-5.5" width="11" height="11"/></a>{}</svg>',
+        mark.kind,
+        percent(mark.x),
+        y,
+        _leads_to(mark.address),
+        mark.title,
+        mark.symbol,
+        count,
+    )
+
+
+_BEFORE, _AFTER = "M-2 0.5L-6 4.5L-2 8.5", "M2 0.5L6 4.5L2 8.5"
+
+
+def _leads_to(address: str) -> SafeString | str:
+    return format_html(' href="{}" tabindex="-1"', address) if address else ""
+
+
+@register.filter
+def percent(value: float) -> str:
+    """A place in a drawing: 12.345%"""
+    return f"{value:.3f}%"
 
 
 @register.filter

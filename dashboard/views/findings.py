@@ -72,6 +72,7 @@ def close(request: PageRequest, pk: int) -> HttpResponse:
 def _detail(request: PageRequest, finding: Finding, form: CloseForm, *, status: int = 200) -> HttpResponse:
     context = {
         "finding": finding,
+        "cluster": queries.cluster_of(finding),
         "means": kinds.MEANS[finding.kind],
         "do": kinds.DO[finding.kind],
         "targets": queries.targets(finding) if finding.open and may_revoke(groups(request)) else None,

@@ -5,10 +5,12 @@ from datetime import UTC, timedelta
 from django.contrib import messages
 from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
+from django.urls import reverse
 from django.utils import timezone
 
 import audit.queries
 from audit.findings import queries as findings
+from dashboard import addresses, timeline
 from dashboard.access import PageRequest, may_read, may_revoke, needs
 from dashboard.forms import LeaseFilterForm, RevokeForm
 from dashboard.paging import cursor, link
@@ -48,6 +50,21 @@ def detail(request: PageRequest, pk: int) -> HttpResponse:
     sessions = session_queries.of_lease(lease)
     use = session_queries.uses([pk], now=now)[pk]
     sampled = session_queries.sampled(lease.database) if lease.database else None
+    events, pod = audit.queries.lease_events(lease, now=now), queries.pod_of(lease)
+    drawn = timeline.of_lease(
+        timeline.Facts(
+            lease=lease,
+            now=now,
+            events=events,
+            sessions=sessions,
+            sessions_in_all=use.sessions,
+            revocations=revocations,
+            pod=pod,
+            of_event=lambda request_id: addresses.of_event(lease.vault.name, request_id),
+            of_pod=addresses.of_pod(lease.cluster, lease.pod_uid),
+            of_action=lambda row: reverse("actions-receipt", args=[row.action_id]),
+        )
+    )
     context = {
         "now": now,
         "lease": lease,
@@ -58,8 +75,9 @@ def detail(request: PageRequest, pk: int) -> HttpResponse:
         "most": queries.PAGE,
         "could_read": _could_read(lease),
         "history": audit.queries.lease_history(lease),
-        "events": audit.queries.lease_events(lease, now=now),
-        "pod": queries.pod_of(lease),
+        "events": events,
+        "timeline": drawn,
+        "pod": pod,
         "account_deleted_at": queries.account_deleted_at(lease),
         "syncs": audit.queries.consumers_of(lease, now=now),
         "findings": findings.concerning(lease),

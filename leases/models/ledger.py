@@ -87,6 +87,12 @@ class Login(models.Model):
             ),
             # lookups.ask_of_ended_tokens()
             models.Index(fields=["vault", "expires_at"], name="login_expiry", condition=~Q(expires_at=None)),
+            # workload_queries.logins_of()
+            models.Index(
+                fields=["service_account_namespace", "service_account", "-logged_in_at", "-id"],
+                name="login_of_account",
+                condition=~Q(auth_mount=None) & ~Q(service_account=""),
+            ),
         ]
 
     def __str__(self) -> str:
@@ -183,6 +189,29 @@ class Lease(models.Model):
             models.Index(*NEWEST_FIRST, name="lease_of_no_database", condition=Q(database=None)),
             # queries.leases_page() of a service account
             models.Index(F("service_account"), *NEWEST_FIRST, name="lease_of_account"),
+            # workload_queries.accounts_page(), opened(), leases_of(): which account read credentials for which database, and when last
+            models.Index(
+                F("cluster"),
+                F("service_account_namespace"),
+                F("service_account"),
+                Coalesce("database", 0),
+                *NEWEST_FIRST,
+                name="lease_of_workload",
+                condition=~Q(service_account=""),
+            ),
+            # workload_queries.accounts_page() and opened(): what an account holds now, read from nothing but this index
+            models.Index(
+                fields=[
+                    "cluster",
+                    "service_account_namespace",
+                    "service_account",
+                    "vault",
+                    "database",
+                    "certainty",
+                ],
+                name="lease_open_of_workload",
+                condition=~Q(state="ended") & ~Q(service_account=""),
+            ),
             # session_queries.pod_holdings()
             models.Index(F("pod_uid"), *NEWEST_FIRST, name="lease_of_pod", condition=~Q(pod_uid="")),
             # queries.live_counts() and ledger_version(), which read nothing but this index

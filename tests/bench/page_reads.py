@@ -88,6 +88,10 @@ def cases(ground: Ground) -> Cases:
         number = account(dice)
         return f"namespace=ns-{number % NAMESPACES:02}&service_account=sa-{number:03}"
 
+    def workload(dice: Random) -> str:
+        number = account(dice)
+        return f"/workloads/cluster-{1 + dice.randrange(2)}/ns-{number % NAMESPACES:02}/sa-{number:03}"
+
     return {
         "/": lambda _: "/",
         "/leases": lambda _: "/leases",
@@ -129,6 +133,22 @@ def cases(ground: Ground) -> Cases:
         ),
         "/databases/N of an address": lambda d: f"/databases/{d.choice(keys[:-1])}?address=10.0.0.{d.randrange(250)}",
         "/databases/N without a hit": lambda d: f"/databases/{d.choice(keys[:-1])}?user=nobody-{d.random()}",
+        "/workloads": lambda d: f"/workloads?period={d.choice(('1h', '24h', '7d', '30d'))}",
+        "/workloads by live leases": lambda d: f"/workloads?sort=live&period={d.choice(('24h', '30d'))}",
+        "/workloads by name, later": lambda d: (
+            f"/workloads?sort=name&period=30d&before=0/cluster-1/ns-{account(d) % NAMESPACES:02}/sa"
+        ),
+        "/workloads holding now": lambda d: f"/workloads?holding=now&cluster=cluster-{1 + d.randrange(2)}",
+        "/workloads, text without a hit": lambda d: f"/workloads?period=30d&text=nobody-{d.random()}",
+        "/workloads, pods": lambda d: f"/workloads?by=pod&period={d.choice(('24h', '30d'))}",
+        "/workloads, pods deep": lambda d: f"/workloads?by=pod&period=30d&before={before(d)}",
+        "/workloads, pods holding now": lambda _: "/workloads?by=pod&holding=now",
+        "/workloads, text in pods": lambda d: f"/workloads?by=pod&period=30d&text=sa-{account(d):03}",
+        "/workloads, text in pods without a hit": lambda d: f"/workloads?by=pod&period=30d&text=nobody-{d.random()}",
+        "/workloads/C/NS/SA": lambda d: workload(d),
+        "/workloads/C/NS/SA holds now": lambda d: f"{workload(d)}?show=now",
+        "/workloads/C/NS/SA deep": lambda d: f"{workload(d)}?before={before(d)}",
+        "/workloads/C/NS/SA, the busiest": lambda d: f"/workloads/cluster-{1 + d.randrange(2)}/ns-00/sa-000",
         "/pods/C/U": lambda d: "/pods/{}/{}".format(*d.choice(pods)),
         "/findings": lambda d: f"/findings?state={d.choice(('open', 'any'))}",
         "/access-review 7 days": lambda d: f"/access-review?database={database(d)}&days=7",

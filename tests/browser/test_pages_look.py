@@ -60,6 +60,10 @@ def test_every_page_with_data(site: str, scene: dict[str, Any], page: Page) -> N
         "database-elsewhere": f"/databases/{scene['database'].pk}?place=elsewhere",
         "database-filter-without-hit": f"/databases/{scene['database'].pk}?address=192.0.2.1",
         "database-not-sampled": f"/databases/{scene['billing'].pk}",
+        "workloads": "/workloads",
+        "workloads-of-pods": "/workloads?by=pod",
+        "workloads-filter-without-hit": "/workloads?text=nobody",
+        "workload": "/workloads/demo/shop/checkout",
         "pod": f"/pods/demo/{scene['pod'].uid}",
         "review": "/access-review?database=demo/database/orders",
         "review-not-sampled": "/access-review?database=demo/database/billing&days=7",
@@ -82,6 +86,7 @@ def test_every_page_without_anything(site: str, page: Page) -> None:
     for name, path in {
         "empty-overview": "/",
         "empty-leases": "/leases",
+        "empty-workloads": "/workloads",
         "empty-findings": "/findings",
         "empty-actions": "/actions",
         "empty-databases": "/databases",
