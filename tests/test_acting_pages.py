@@ -653,4 +653,3 @@ def test_a_job_of_thousands_is_shown_quickly_and_its_unchanged_part_costs_little
     figures = {"page": seconds(page), "unchanged": seconds(poll_of(shown), **HTMX), "list": seconds("/actions")}
     # what issue 6 promises of every page, with room for a busy machine
     assert all(figure < 0.5 for figure in figures.values()), figures
-    print(figures)
