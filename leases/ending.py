@@ -5,15 +5,15 @@ of its own that only the `actions` workers have; without one the sessions are na
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TypeVar
+from datetime import datetime
 
 import msgspec
 
-from leases import clients, databases
-from leases.databases import Backend, Backends, DatabaseError, DatabaseUnreachable, Kind, Server
+from leases import clients, databases, monitors
+from leases.databases import Backend, Backends, DatabaseError, DatabaseUnreachable, Server
 from leases.errors import SourceError
 from leases.models import Database, DynamicUser, Lease
 from leases.models.actions import Outcome
@@ -32,8 +32,6 @@ ROUNDS = 3
 AWAY_SECONDS = 5.0
 # sessions that are named one by one
 NAMED = 5
-
-Answer = TypeVar("Answer")
 
 
 class NobodyCanTell(SourceError):
@@ -55,8 +53,16 @@ def snapshot(lease: Lease, *, before: Backends | None = None) -> Backends:
     `before`: what an earlier look saw.
     """
     database, user = _whose(lease)
-    user_oid = before.user_oid if before else _number(database, user)
-    return _look(database, user, user_oid)
+    known = (
+        _Number(before.user_oid, before.server.identity, before.server.started_at)
+        if before
+        else _number(database, user)
+    )
+    found = _look(database, user, known.oid)
+    if known.oid is not None and not known.is_of(found.server):
+        # what the number says on one server it does not say on another
+        found = _look(database, user, None)
+    return found
 
 
 def end(database: Database, seen: Backends) -> Ended:
@@ -64,18 +70,17 @@ def end(database: Database, seen: Backends) -> Ended:
 
     Where Leasehold may not end them it says which live, and how to end them. Never raises SourceError.
     """
+    why = ""
     try:
-        if not database.respond:
-            return _left_alone(database, seen, why="")
-        return _ended(database, seen)
-    except DatabaseUnreachable as error:
-        return Ended(Outcome.UNVERIFIED, _unknown(database, seen, error))
+        if database.respond:
+            return _ended(database, seen)
     except SourceError as error:
+        why = str(error)
+    try:
         # those who only look may still tell what lives
-        try:
-            return _left_alone(database, seen, why=str(error))
-        except SourceError:
-            return Ended(Outcome.UNVERIFIED, _unknown(database, seen, error))
+        return _left_alone(database, seen, why=why)
+    except SourceError as error:
+        return Ended(Outcome.UNVERIFIED, _unknown(database, seen, why or str(error)))
 
 
 def finish(lease: Lease, frozen: object) -> Ended:
@@ -112,20 +117,33 @@ def name(backends: Sequence[Backend]) -> str:
 
 
 @contextmanager
-def unless_away(database: Database) -> Iterator[None]:
+def unless_away(database: Database, account: monitors.Account) -> Iterator[None]:
     """Raises again what the database's silence raised a moment ago, instead of waiting for it once more."""
-    error, until = _away.get(database.pk, (None, 0.0))
-    if error is not None and time.monotonic() < until:
-        raise DatabaseUnreachable(error.cause, error.fix)
+    key = database.pk, account
+    told, until = _away.get(key, (None, 0.0))
+    if told is not None and time.monotonic() < until:
+        raise DatabaseUnreachable(told.cause, told.fix)
     try:
         yield
     except DatabaseUnreachable as error:
-        _away[database.pk] = error, time.monotonic() + AWAY_SECONDS
+        _away[key] = error, time.monotonic() + AWAY_SECONDS
         raise
-    _away.pop(database.pk, None)
+    _away.pop(key, None)
 
 
-_away: dict[int, tuple[DatabaseUnreachable, float]] = {}
+_away: dict[tuple[int, monitors.Account], tuple[DatabaseUnreachable, float]] = {}
+
+
+@dataclass(frozen=True, slots=True)
+class _Number:
+    """A user's number, and on which server it is that."""
+
+    oid: int | None
+    identity: str = ""
+    started_at: datetime | None = None
+
+    def is_of(self, server: Server) -> bool:
+        return _is(server, self.identity, self.started_at)
 
 
 def _whose(lease: Lease) -> tuple[Database, str]:
@@ -148,28 +166,35 @@ def _whose(lease: Lease) -> tuple[Database, str]:
     return lease.database, lease.database_user
 
 
-def _number(database: Database, user: str) -> int | None:
+def _number(database: Database, user: str) -> _Number:
     """What samples knew of the user: all that a server has left of it when it is dropped."""
-    known = DynamicUser.objects.filter(server__sampling__database=database, name=user)
-    return known.order_by("-last_seen_at", "-id").values_list("oid", flat=True).first()
+    known = DynamicUser.objects.filter(server__sampling__database=database, name=user).exclude(oid=None)
+    row = known.select_related("server").order_by("-last_seen_at", "-id").first()
+    return _Number(row.oid, row.server.identity, row.server.started_at) if row else _Number(None)
 
 
 def _look(database: Database, user: str, user_oid: int | None) -> Backends:
     """By the account that will end them, or by the one that only looks."""
-
-    def question(kind: Kind, dsn: str) -> Backends:
-        return kind.backends(dsn, user, user_oid=user_oid)
-
-    with unless_away(database):
-        if database.respond:
-            try:
-                return clients.ask_responder(database, question)
-            except DatabaseUnreachable:
+    if database.respond:
+        try:
+            return _backends("respond", database, user, user_oid)
+        except SourceError:
+            if not database.monitor:
                 raise
-            except SourceError:
-                if not database.monitor:
-                    raise
-        return clients.ask_monitor(database, question)
+    return _backends("monitor", database, user, user_oid)
+
+
+def _backends(account: monitors.Account, database: Database, user: str, user_oid: int | None) -> Backends:
+    ask = clients.ask_responder if account == "respond" else clients.ask_monitor
+    with unless_away(database, account):
+        return ask(database, lambda kind, dsn: kind.backends(dsn, user, user_oid=user_oid))
+
+
+def _look_again(account: monitors.Account, database: Database, seen: Backends) -> Backends:
+    """Every session of the user that lives now, on the same server."""
+    left = _backends(account, database, seen.user, seen.user_oid)
+    _same_server(database, seen, left.server)
+    return left
 
 
 def _ended(database: Database, seen: Backends) -> Ended:
@@ -179,7 +204,7 @@ def _ended(database: Database, seen: Backends) -> Ended:
     for _ in range(ROUNDS):
         if wanted:
             told |= _terminate(database, seen, wanted)
-        left = _look_with(clients.ask_responder, database, seen)
+        left = _look_again("respond", database, seen)
         wanted = [backend for backend in left.backends if backend.key not in known]
         known |= {backend.key: backend for backend in wanted}
         if not wanted:
@@ -191,7 +216,7 @@ def _ended(database: Database, seen: Backends) -> Ended:
 
 
 def _terminate(database: Database, seen: Backends, wanted: Sequence[Backend]) -> frozenset[str]:
-    with unless_away(database):
+    with unless_away(database, "respond"):
         ended = clients.ask_responder(database, lambda kind, dsn: kind.terminate(dsn, wanted, seconds=WAIT_SECONDS))
     _same_server(database, seen, ended.server)
     return ended.told
@@ -199,7 +224,7 @@ def _terminate(database: Database, seen: Backends, wanted: Sequence[Backend]) ->
 
 def _left_alone(database: Database, seen: Backends, *, why: str) -> Ended:
     """What lives on, as whoever may only look sees it."""
-    left = _look_with(clients.ask_monitor, database, seen)
+    left = _look_again("monitor", database, seen)
     if not left.backends:
         ended = (
             f"{_count(seen.backends)} of {seen.user} ended by themselves" if seen.backends else f"{seen.user} had none"
@@ -213,27 +238,19 @@ def _left_alone(database: Database, seen: Backends, *, why: str) -> Ended:
     )
 
 
-def _look_with(
-    ask: Callable[[Database, Callable[[Kind, str], Backends]], Backends], database: Database, seen: Backends
-) -> Backends:
-    """Every session of the user that lives now, on the same server."""
-    with unless_away(database):
-        left = ask(database, lambda kind, dsn: kind.backends(dsn, seen.user, user_oid=seen.user_oid))
-    _same_server(database, seen, left.server)
-    return left
-
-
 def _same_server(database: Database, seen: Backends, now: Server) -> None:
     """Another one does not know the sessions, which are then not ended but only not seen."""
-    before = seen.server
-    if now.identity == before.identity or (
-        now.data and now.data == before.data and now.started_at == before.started_at
-    ):
-        return
-    raise DatabaseError(
-        f"Another server answers for {database.name} now: {now.identity}, before it was {before.identity}",
-        f"Look on that one whether sessions of {seen.user} are left.",
-    )
+    if not _is(now, seen.server.identity, seen.server.started_at):
+        raise DatabaseError(
+            f"Another server answers for {database.name} now: {now.identity}, before it was {seen.server.identity}",
+            f"Look on that one whether sessions of {seen.user} are left.",
+        )
+
+
+def _is(server: Server, identity: str, started_at: datetime | None) -> bool:
+    """Whether it is the one that had this identity; perhaps at another address, where it has the same data and start."""
+    same_data = bool(server.data) and identity.startswith(server.data)
+    return server.identity == identity or (same_data and server.started_at == started_at)
 
 
 def _what_ended(database: Database, seen: Backends, known: dict[str, Backend], told: set[str]) -> str:
@@ -248,9 +265,9 @@ def _what_ended(database: Database, seen: Backends, known: dict[str, Backend], t
     return f"{words}. None lives on {database.name}"
 
 
-def _unknown(database: Database, seen: Backends, error: SourceError) -> str:
+def _unknown(database: Database, seen: Backends, why: str) -> str:
     what = f"{name(seen.backends)} of {seen.user}" if seen.backends else f"sessions of {seen.user}"
-    return f"Whether {what} live on {database.name} is not known. {error}"
+    return f"Whether {what} live on {database.name} is not known. {why}"
 
 
 def _still(database: Database, left: Backends, *, after: str = "") -> str:

@@ -447,7 +447,7 @@ def user_gone(lease: Lease) -> tuple[Outcome, str]:
         return Outcome.UNVERIFIED, f"The database of {lease.database_user} is not known, so it was not checked."
     name = lease.database_user
     try:
-        with ending.unless_away(lease.database):
+        with ending.unless_away(lease.database, "monitor"):
             exists = clients.ask_monitor(lease.database, lambda kind, dsn: kind.user_exists(dsn, name))
     except SourceError as error:
         return Outcome.UNVERIFIED, f"{error.cause}. {error.fix}"

@@ -19,7 +19,7 @@ from psycopg import sql
 from audit import doctor, users
 from demo import processes
 from leases import checks, clients, ending, jobs, monitors, revoke, sessions
-from leases.databases import Backends, MayNotEnd
+from leases.databases import Backends, MayNotEnd, UserForgotten
 from leases.models import ActionStep, Database, Lease, Revocation, Vault
 from leases.models.actions import RevocationState
 from leases.vault import VaultDenied
@@ -285,6 +285,29 @@ def test_a_database_that_does_not_answer_holds_no_revocation_up_and_is_not_waite
     # what it was is remembered, not asked for again
     (configured.folder / "orders-respond.dsn").unlink()
     assert "cannot be reached" in steps(revoked(next_one.lease))["sessions seen"].detail
+
+
+def test_a_wrong_address_of_the_account_that_ends_leaves_the_one_that_looks(configured: World, held: Held) -> None:
+    nowhere = f"postgresql://someone:secret-word@127.0.0.1:{processes.free_port()}/orders"
+    (configured.folder / "orders-respond.dsn").write_text(nowhere)
+    session = held.connect()
+    revocation = revoked(held.lease)
+    assert lives(session)
+    told = steps(revocation)
+    assert (told["sessions seen"].outcome, told["sessions ended"].outcome) == ("ok", "failed")
+    assert f"{session.info.backend_pid} from 127.0.0.1:" in told["sessions ended"].detail
+    assert "cannot be reached" in told["sessions ended"].detail
+
+
+def test_a_number_that_was_learned_on_another_server_is_not_used(held: Held) -> None:
+    session = held.connect()
+    seen = ending.snapshot(held.lease)
+    held.world.admin.sys.revoke_lease(held.lease.lease_id)
+    assert ending.snapshot(held.lease, before=seen).backends == seen.backends
+    elsewhere = replace(seen, server=replace(seen.server, identity="postgresql 7 10.0.0.9:5432"))
+    with pytest.raises(UserForgotten):
+        ending.snapshot(held.lease, before=elsewhere)
+    assert lives(session)
 
 
 def test_what_could_not_be_seen_before_is_found_afterwards_by_the_number_that_samples_knew(
