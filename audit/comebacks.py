@@ -17,6 +17,8 @@ NAMELESS_WITHIN = timedelta(hours=1)
 # of each kind; more are "more than"
 MOST = 1000
 EXAMPLES = 10
+# events that are looked through for addresses
+MOST_READ = 50_000
 # tokens of the account that may still be used, newest first
 MOST_TOKENS = 5000
 
@@ -58,45 +60,57 @@ def attempts(containment: Containment, *, now: datetime) -> Attempts:
     """From when its identities were seen disabled until it was undone, or now. Times are Vault's; ours may be off by the clock skew."""
     if containment.disabled_at is None:
         return Attempts(None)
-    skew = timedelta(seconds=Policy.current().clock_skew_seconds)
     since, until = containment.disabled_at, _undone_at(containment) or now
-    mounts = [mount for rows in identities.mounts_of(containment.cluster).values() for mount in rows]
-    account = contain.account(containment)
-    tokens = _tokens(mounts, account, since=since)
-    nameless_since = max(since - skew, until - NAMELESS_WITHIN)
-    denied = _requests(tokens, since - skew, until, denied=True)
-    denied += _from_addresses(mounts, _addresses(account, since=since), nameless_since, until)
+    mounts, account = _mounts(containment), contain.account(containment)
+    begin = since - _skew()
+    nameless_since, nameless = _from_addresses(
+        mounts, _addresses(account, since=since), max(begin, until - NAMELESS_WITHIN), until
+    )
+    denied = _requests(_tokens(mounts, account, since=since), begin, until, denied=True) + nameless
+    denied.sort(key=lambda one: one.at, reverse=True)
     logins = [one for one in denied if _is_login(one, mounts)]
-    # of one request as little as of another can be told which came first within the skew
-    successes = [
-        *_requests(tokens, since + skew, until, denied=False),
-        *_logins(mounts, account, since + skew, until),
-        *_leases(account, since + skew, until),
-    ]
-    newest = sorted(denied, key=lambda one: one.at, reverse=True)
     return Attempts(
         since=since,
         nameless_since=nameless_since,
         denied_logins=len(logins),
         denied_requests=len(denied) - len(logins),
-        last_at=newest[0].at if newest else None,
-        denied=tuple(newest[:EXAMPLES]),
-        successes=tuple(_once(successes)),
+        last_at=denied[0].at if denied else None,
+        denied=tuple(denied[:EXAMPLES]),
+        successes=successes(containment, now=now),
     )
+
+
+def successes(containment: Containment, *, now: datetime) -> tuple[Attempt, ...]:
+    """What got through in spite of it, newest first. Later by more than the clock skew: within it nobody can tell what came first."""
+    if containment.disabled_at is None:
+        return ()
+    since, until = containment.disabled_at + _skew(), _undone_at(containment) or now
+    mounts, account = _mounts(containment), contain.account(containment)
+    tokens = _tokens(mounts, account, since=containment.disabled_at)
+    # a request that is found as an event, as a log-in and as a lease is one; the lease, which comes last, says most
+    found = {
+        (one.vault, one.request_id): one
+        for one in (
+            *_requests(tokens, since, until, denied=False),
+            *_logins(mounts, account, since, until),
+            *_leases(account, since, until),
+        )
+    }
+    return tuple(sorted(found.values(), key=lambda one: (one.at, one.request_id), reverse=True))
+
+
+def _skew() -> timedelta:
+    return timedelta(seconds=Policy.current().clock_skew_seconds)
+
+
+def _mounts(containment: Containment) -> list[AuthMount]:
+    return [mount for rows in identities.mounts_of(containment.cluster).values() for mount in rows]
 
 
 def _undone_at(containment: Containment) -> datetime | None:
     """Whoever undoes it lets it in from the moment on that he says so."""
     lets_in = containment.state in {ContainmentState.LIFTING, ContainmentState.LIFTED}
     return containment.undo.at if lets_in and containment.undo else None
-
-
-def _once(found: list[Attempt]) -> list[Attempt]:
-    """A request that is found as an event, as a log-in and as a lease is one; the lease says most."""
-    best: dict[tuple[str, str], Attempt] = {}
-    for one in found:
-        best[one.vault, one.request_id] = one
-    return sorted(best.values(), key=lambda one: (one.at, one.request_id), reverse=True)
 
 
 def _tokens(mounts: Sequence[AuthMount], account: identities.Account, *, since: datetime) -> list[int]:
@@ -130,9 +144,27 @@ def _tokens(mounts: Sequence[AuthMount], account: identities.Account, *, since: 
 _EVENTS = """
     SELECT e.at, w.operation, w.path, v.name, COALESCE(e.request_text, e.request::text), a.text
     FROM audit_event e
-    JOIN audit_what w ON w.id = e.what_id JOIN audit_who p ON p.id = e.who_id JOIN leases_vault v ON v.id = e.vault_id JOIN audit_text a ON a.id = e.address_id
+    JOIN audit_what w ON w.id = e.what_id JOIN leases_vault v ON v.id = e.vault_id JOIN audit_text a ON a.id = e.address_id
     WHERE e.at > %(since)s AND e.at <= %(until)s AND NOT e.own AND {where}
     ORDER BY e.at DESC, e.request DESC LIMIT %(most)s
+"""
+
+
+_NAMELESS = """
+    WITH newest AS MATERIALIZED (
+      SELECT at, request, request_text, vault_id, what_id, who_id, address_id, token_id, error_text_id, own FROM audit_event
+      WHERE at > %(since)s AND at <= %(until)s ORDER BY at DESC LIMIT %(read)s
+    ), found AS (
+      SELECT e.at, w.operation, w.path, v.name, COALESCE(e.request_text, e.request::text) AS request_id, a.text
+      FROM newest e
+      JOIN audit_text a ON a.id = e.address_id AND a.text = ANY(%(addresses)s)
+      JOIN audit_who p ON p.id = e.who_id AND p.entity_id = '' AND p.display_name = ''
+      JOIN audit_what w ON w.id = e.what_id JOIN leases_vault v ON v.id = e.vault_id
+      WHERE e.error_text_id IS NOT NULL AND e.token_id IS NULL AND NOT e.own AND e.vault_id = ANY(%(vaults)s)
+      ORDER BY e.at DESC, request_id DESC LIMIT %(most)s
+    )
+    SELECT r.oldest, r.read, f.* FROM (SELECT min(at) AS oldest, count(*) AS read FROM newest) r LEFT JOIN found f ON true
+    ORDER BY f.at DESC, f.request_id DESC
 """
 
 
@@ -160,19 +192,30 @@ def _requests(tokens: list[int], since: datetime, until: datetime, *, denied: bo
 
 def _from_addresses(
     mounts: Sequence[AuthMount], addresses: list[str], since: datetime, until: datetime
-) -> list[Attempt]:
-    """What bore no identity: a log-in that is refused, and a token that has ended, of which no line says whose it was."""
+) -> tuple[datetime, list[Attempt]]:
+    """What bore no identity: a log-in that is refused, and a token that has ended, of which no line says whose it was.
+
+    No index knows addresses, so the newest MOST_READ events are looked through; returns how far back that was.
+    """
     if not addresses:
-        return []
-    return _events(
-        "e.error_text_id IS NOT NULL AND a.text = ANY(%(addresses)s) AND e.vault_id = ANY(%(vaults)s) AND p.entity_id = '' "
-        "AND p.display_name = '' AND e.token_id IS NULL",
-        "{operation} {path}, refused",
-        addresses=addresses,
-        vaults=sorted({mount.vault_id for mount in mounts}),
-        since=since,
-        until=until,
-    )
+        return since, []
+    values: dict[str, Any] = {
+        "addresses": addresses,
+        "vaults": sorted({mount.vault_id for mount in mounts}),
+        "since": since,
+        "until": until,
+        "read": MOST_READ,
+        "most": MOST,
+    }
+    with connection.cursor() as cursor:
+        cursor.execute(_NAMELESS, values)
+        rows = cursor.fetchall()
+    oldest = rows[0][0] if rows and rows[0][1] >= MOST_READ else since
+    return oldest, [
+        Attempt(at, f"{operation} {path[:200]}, refused", vault, request_id, address)
+        for _, _, at, operation, path, vault, request_id, address in rows
+        if at is not None
+    ]
 
 
 def _is_login(attempt: Attempt, mounts: Sequence[AuthMount]) -> bool:

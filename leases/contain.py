@@ -64,6 +64,7 @@ __all__ = [
     "carry_out",
     "confirm",
     "look_at_identities",
+    "not_covered",
     "plan",
     "preview",
     "stuck",
@@ -197,7 +198,7 @@ def look_at_identities(plan_pk: UUID | str, *, now: datetime) -> None:
 def preview(plan: Plan) -> Preview:
     """What is known so far; ask again while `looked_at` is None."""
     account = account_of(plan.scope)
-    found = msgspec.convert(plan.found, Found) if plan.found else Found()
+    found = _found(plan)
     return Preview(
         account=account,
         leases=len(plan.leases),
@@ -206,13 +207,15 @@ def preview(plan: Plan) -> Preview:
         tokens=sum(identity.tokens for identity in found.identities),
         warnings=(*_whom_it_hits(found), *_fetches(account)),
         without=found.without,
-        not_covered=(
-            *(_by_pod(mount) for mount in found.by_pod),
-            *([_loose(found.loose)] if found.loose else []),
-            *NOT_COVERED,
-        ),
+        not_covered=_not_covered(found),
         problems=found.problems,
     )
+
+
+def not_covered(containment: Containment) -> tuple[str, ...]:
+    """The same of a containment, as its plan knew it, with the mounts where there was nothing to disable."""
+    found = _found(Plan.objects.filter(action=containment.action_id).first())
+    return (*found.without, *_not_covered(found))
 
 
 def confirm(plan: Plan, *, by: str, reason: str, ticket: str = "", now: datetime) -> Action:
@@ -354,6 +357,19 @@ def _logins(account: Account, mounts: dict[Vault, list[AuthMount]]) -> QuerySet[
 
 
 # -- what a preview says
+
+
+def _found(plan: Plan | None) -> Found:
+    return msgspec.convert(plan.found, Found) if plan and plan.found else Found()
+
+
+def _not_covered(found: Found) -> tuple[str, ...]:
+    """What is so here first, then what is so everywhere."""
+    return (
+        *(_by_pod(mount) for mount in found.by_pod),
+        *([_loose(found.loose)] if found.loose else []),
+        *NOT_COVERED,
+    )
 
 
 def _whom_it_hits(found: Found) -> list[str]:
@@ -576,8 +592,7 @@ def _disable_one(containment: Containment, vault: Vault, one: Identity) -> None:
 
 
 def _shown(containment: Containment) -> set[str]:
-    planned = Plan.objects.filter(action=containment.action_id).first()
-    found = msgspec.convert(planned.found, Found) if planned and planned.found else Found()
+    found = _found(Plan.objects.filter(action=containment.action_id).first())
     return {one.entity_id for one in found.identities}
 
 

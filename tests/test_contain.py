@@ -1,5 +1,6 @@
 """Containing on a real OpenBao: nobody logs in any more, nothing lives on, and undoing brings back just that."""
 
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import hvac
 import pytest
+from django.db import IntegrityError, connection, transaction
 from django.db.models import F
 from django.utils import timezone
 
@@ -21,6 +23,7 @@ from leases.models import (
     Action,
     ActionKind,
     ActionStep,
+    AuthMount,
     ContainedEntity,
     Containment,
     Job,
@@ -32,7 +35,7 @@ from leases.models import (
     Vault,
 )
 from leases.models.actions import ContainmentStage, ContainmentState, JobState, Outcome
-from tests import workers
+from tests import factories, workers
 from tests.world import TestPod, World
 
 pytestmark = pytest.mark.django_db
@@ -494,3 +497,66 @@ def test_whoever_gets_through_in_spite_of_containment_is_a_high_finding(shop: Wo
     findings.look(now=timezone.now())
     finding.refresh_from_db()
     assert not finding.open
+
+
+def test_far_back_only_so_many_events_are_looked_through_and_it_says_since_when(
+    shop: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pod = shop.pod("storefront")
+    workers.catch_up()
+    workers.issue(pod)
+    containment = work(press(plan()))
+    for _ in range(4):
+        with pytest.raises(AssertionError, match="403"):
+            replace(pod, token="").log_in()
+    workers.read_streams()
+    every = comebacks.attempts(containment, now=timezone.now())
+    assert every.denied_logins == 4
+    monkeypatch.setattr(comebacks, "MOST_READ", 2)
+    some = comebacks.attempts(containment, now=timezone.now())
+    assert some.denied_logins == 2
+    assert some.nameless_since
+    assert every.nameless_since
+    assert some.nameless_since > every.nameless_since
+
+
+def test_the_database_keeps_one_open_containment_of_an_account() -> None:
+    def make(state: ContainmentState) -> Containment:
+        action = Action.objects.create(kind=ActionKind.CONTAIN, by="ola", reason="x", at=timezone.now())
+        times = {name: timezone.now() for name in ("at", "updated_at")}
+        return Containment.objects.create(
+            action=action, cluster="demo", namespace="shop", service_account="a", state=state, **times
+        )
+
+    make(ContainmentState.REFUSED)
+    make(ContainmentState.FAILED)
+    with pytest.raises(IntegrityError, match="one_containment_of_a_service_account"), transaction.atomic():
+        make(ContainmentState.CONTAINING)
+    with pytest.raises(IntegrityError, match="what_is_lifted_was_undone_by_somebody"), transaction.atomic():
+        make(ContainmentState.LIFTED)
+
+
+@pytest.mark.django_db(transaction=True)
+def test_of_two_who_press_at_the_same_moment_one_is_told() -> None:
+    AuthMount.objects.create(vault=factories.vault(), cluster=factories.cluster(), path="kubernetes")
+    plans = [plan(by=by, look=False) for by in ("ola", "per")]
+    ready, outcomes = threading.Barrier(2), []
+
+    def confirm(planned: Plan) -> None:
+        ready.wait()
+        try:
+            press(planned, by=planned.by)
+            outcomes.append("contained")
+        except contain.AlreadyContained as told:
+            outcomes.append(f"told: {told.containment.action.by}")
+        finally:
+            connection.close()
+
+    threads = [threading.Thread(target=confirm, args=(planned,)) for planned in plans]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (made,) = Containment.objects.all()
+    assert sorted(outcomes) == ["contained", f"told: {made.action.by}"]
+    assert Action.objects.count() == 1

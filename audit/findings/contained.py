@@ -30,11 +30,10 @@ def back(*, now: datetime) -> Iterator[Back]:
     """Few are contained at a time: each one's log is looked at."""
     rows = Containment.objects.filter(state__in=OPEN_CONTAINMENT_STATES).exclude(disabled_at=None)
     for row in rows.select_related("action", "undo").order_by("id"):
-        found = comebacks.attempts(row, now=now)
-        if found.successes and found.since:
-            vault = found.successes[0].vault
-            account = Account(vault, row.cluster, row.namespace, row.service_account)
-            yield Back(row.pk, str(row.action_id), row.action.by, account, found.since, found.successes)
+        found = comebacks.successes(row, now=now)
+        if found and row.disabled_at:
+            account = Account(found[0].vault, row.cluster, row.namespace, row.service_account)
+            yield Back(row.pk, str(row.action_id), row.action.by, account, row.disabled_at, found)
 
 
 def a_contained_service_account_is_back(fact: Back) -> Iterator[Found]:

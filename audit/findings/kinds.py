@@ -48,8 +48,8 @@ DO: dict[str, str] = {
     K.ROOT_TOKEN: "Find out who it is and whether it was planned. Then revoke the token (vault token revoke) and use accounts with policies.",
     K.STATIC_ROLE: "Use a dynamic role where the workload allows it. If this reader should not have it, rotate the role "
     "(database/rotate-role/NAME).",
-    K.DENIALS: "If the paths look like the workload's own, mend its policy. If they do not, treat the identity as taken over: disable its "
-    "entity and revoke its leases.",
+    K.DENIALS: "If the paths look like the workload's own, mend its policy. If they do not, treat the identity as taken over: contain its "
+    "service account.",
     K.ENTITY_CHANGED: "Disabled: revoke its leases too, they still work. Enabled again: ask who wanted that.",
     K.DEVICE_DISABLED: "Enable it again (OpenBao: in its configuration file, then SIGHUP), best under a new path, and name that in "
     "leasehold.toml. Ask whoever did it why. If it is not to come back, take it out of leasehold.toml.",
@@ -66,7 +66,7 @@ DO: dict[str, str] = {
     K.ELSEWHERE: "If the address is that of NAT or a pooler, name it under nat or poolers of the database in leasehold.toml. Else treat the "
     "credential as stolen: revoke the lease, end its sessions in the database, and look at both ends that the evidence names.",
     K.LOGIN_ELSEWHERE: "Look at the leases that the login read. If the address is not yours, treat the service account's token as stolen: delete "
-    "the pod that it is bound to, disable the entity in Vault and revoke its leases.",
+    "the pod that it is bound to, and contain the service account.",
     K.GHOST_USER: "See that nobody uses it, then drop it in the database (DROP OWNED BY and DROP ROLE). Forced revocations "
     "(revoke-force) leave such users behind, and so does a database that is restored from a backup.",
     K.NO_USER: "Find out who dropped the user. Revoke the lease, so that its holder reads a new one.",

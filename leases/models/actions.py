@@ -81,7 +81,9 @@ class ActionStep(models.Model):
     at = models.DateTimeField()
 
     class Meta:
-        indexes = [models.Index(fields=["action", "at", "id"], name="action_step_in_order")]  # action_queries.own_steps()
+        indexes = [
+            models.Index(fields=["action", "at", "id"], name="action_step_in_order")
+        ]  # action_queries.own_steps()
 
     def __str__(self) -> str:
         return f"{self.name}: {self.outcome}"
