@@ -251,8 +251,7 @@ def _next_items(job_id: int, lane: int, *, now: datetime) -> list[tuple[int, int
         .order_by(F("claimed_until").asc(nulls_first=True), "id")
         .values_list("id", "lease__vault_id")[:CANDIDATES]
     )
-    own = items[lane::LANES]
-    return own + [item for item in items if item not in set(own)]
+    return items[lane::LANES] + [item for place, item in enumerate(items) if place % LANES != lane]
 
 
 def _settle(job_id: int, *, now: datetime) -> bool:

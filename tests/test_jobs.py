@@ -1,5 +1,6 @@
 """Plans, and jobs that end many leases: on real OpenBao and PostgreSQL; the verbs are called in turn, so that each test decides when."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ from tests.world import World
 
 pytestmark = pytest.mark.django_db
 
+ROOT = Path(__file__).resolve().parent.parent
 SCOPE = {"kind": "service account", "value": "demo/shop/storefront"}
 
 
@@ -362,6 +364,29 @@ def test_a_job_goes_only_where_the_table_lets_it_and_only_once(before: str, afte
     assert Job.objects.get().state == (after if allowed else before)
 
 
+@pytest.mark.parametrize(
+    ("heading", "table", "words"),
+    [
+        ("## A revocation's states", TRANSITIONS, {}),
+        ("## A job's states", JOB_TRANSITIONS, {"waiting": "waiting for approval"}),
+    ],
+)
+def test_the_diagrams_of_the_docs_are_the_tables(
+    heading: str, table: dict[str, tuple[str, ...]], words: dict[str, str]
+) -> None:
+    text = (
+        (ROOT / "docs" / "architecture.md")
+        .read_text()
+        .partition(heading)[2]
+        .partition("```mermaid")[2]
+        .partition("```")[0]
+    )
+    drawn = re.findall(r"^  (\w+) --> (\w+)", text, re.M)
+    assert {(words.get(before, before), words.get(after, after)) for before, after in drawn} == {
+        (str(before), str(after)) for before, then in table.items() for after in then
+    }
+
+
 # --- the pace
 
 
@@ -520,7 +545,7 @@ def test_a_single_revocation_takes_the_next_moment_of_a_vault_that_a_job_keeps_b
 @pytest.fixture
 def may_force(configured: World) -> Iterator[World]:
     """The commented rule of the delivered policy, written as its comment has it."""
-    policy = (Path(__file__).resolve().parent.parent / "deploy" / "vault" / "leasehold-respond.hcl").read_text()
+    policy = (ROOT / "deploy" / "vault" / "leasehold-respond.hcl").read_text()
     rule = policy[policy.index('# path "sys/leases/revoke-force') :].split("\n\n")[0]
     with_it = policy.replace(rule, rule.replace("# ", ""))
     assert with_it != policy
