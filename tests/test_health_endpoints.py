@@ -16,7 +16,7 @@ from pytest_django.fixtures import Settings
 
 from audit.models import HeadsDocument, Housekeeping, Look, Signing, Stream
 from demo.processes import free_port
-from leases.models import WatchPeriod
+from leases.models import Action, Job, WatchPeriod
 from leases.models.sources import SourceKind
 from tests import factories
 
@@ -222,6 +222,7 @@ def test_every_metric_stands_in_the_docs_and_none_that_is_not_there(client: Clie
     HeadsDocument.objects.create(number=1, at=timezone.now(), delivered_at=timezone.now())
     WatchPeriod.objects.create(cluster=factories.cluster(), from_at=timezone.now(), to_at=timezone.now())
     factories.sampling(factories.database())
+    Job.objects.get_or_create(action=Action.objects.order_by("at")[0], defaults={"updated_at": timezone.now()})
     told = {name for name, _ in samples(client.get("/metrics"))}
     table = (Path(__file__).resolve().parent.parent / "docs/install.md").read_text()
     assert set(re.findall(r"^\| `(leasehold_\w+)` \|", table, re.M)) == told
