@@ -204,12 +204,13 @@ class ItemPage:
 
 
 def items_page(action: Action, *, state: str = "", after: int = 0, size: int = PAGE) -> ItemPage:
-    """One page of an action's leases in their order, each with its steps. In two queries."""
-    rows = _revocations(action)
+    """One page of an action's leases in their order, each with its steps. In three queries."""
+    rows = action.revocations.filter(pk__gt=after)
     if state:
         rows = rows.filter(state=state)
-    found = list(rows.filter(pk__gt=after)[: size + 1])
-    page = found[:size]
+    # keys alone are put in order: the rows beside them are wide, and the action's are thousands
+    found = list(rows.order_by("id").values_list("pk", flat=True)[: size + 1])
+    page = list(_revocations(action).filter(pk__in=found[:size]))
     return ItemPage(_with_steps(action, page), page[-1].pk if len(found) > size else None)
 
 

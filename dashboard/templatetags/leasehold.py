@@ -3,6 +3,7 @@
 import shlex
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 
 from django import template
 from django.template.context import Context
@@ -101,11 +102,14 @@ UNKNOWN = ("unknown", "plain")
 
 
 @register.simple_tag
+@lru_cache(maxsize=64)
 def icon(name: str) -> SafeString:
     """One symbol of the sprite in parts/icons.html; the word beside it carries the meaning."""
     return format_html('<svg class="icon" aria-hidden="true" focusable="false"><use href="#i-{}"></use></svg>', name)
 
 
+# a page of a list shows the same few hundreds of times
+@lru_cache(maxsize=512)
 def _badge(symbol: str, tone: str, word: str) -> SafeString:
     return format_html('<span class="badge {}">{}{}</span>', tone, icon(symbol), word)
 
@@ -159,8 +163,13 @@ def after(step: ActionStep, action: Action) -> SafeString:
 @register.simple_tag
 def tick(line: Line) -> SafeString:
     """One step of a receipt in a table: its sign, with its words on hover and for those who hear the page."""
-    symbol, tone, word = OUTCOMES.get(line.outcome, (*UNKNOWN, line.outcome))
-    words = f"{line.text}: {word}"
+    return _tick(line.text, line.outcome)
+
+
+@lru_cache(maxsize=64)
+def _tick(text: str, outcome: str) -> SafeString:
+    symbol, tone, word = OUTCOMES.get(outcome, (*UNKNOWN, outcome))
+    words = f"{text}: {word}"
     return format_html(
         '<span class="badge {}" title="{}">{}<span class="hush">{}</span></span>', tone, words, icon(symbol), words
     )
