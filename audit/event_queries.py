@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection
+from django.utils import timezone
 
 from audit import intern, partitions
 from audit.models import Conflict, Event, Sighting
@@ -24,7 +25,9 @@ MOST_CONFLICTS = 20
 DAY = timedelta(days=1)
 # stretches of time that a page looks through one after the other: how long, and how many
 SHORTEST, LONGEST = timedelta(minutes=10), timedelta(days=4)
-MOST_STRETCHES = 60
+MOST_STRETCHES = 30
+# the same for one request by its id: each day's partition answers at once, and only to plan for hundreds of them takes time
+OF_ONE = timedelta(days=8), timedelta(days=2000)
 # the key before which there is none
 FIRST = f"{'0' * 32}0"
 
@@ -83,12 +86,14 @@ def events_page(where: EventFilter, *, before: Cursor | None = None, size: int =
     that everything fits nor one that nothing fits takes longer than that.
     """
     search = _search_of(where)
-    if search.empty or (newest := _newest(search, before)) is None:
+    if search.empty:
         return EventPage([])
+    newest = _newest(search, before)
     # rows that an index finds lie apart, each on a page of its own
     left = queries.MOST_LOOKED_THROUGH // (4 if search.narrow else 1)
     found: list[_Key] = []
-    stretches = _stretches(newest, search.values.get("from"), whole=bool(where.request_id))
+    spans = OF_ONE if where.request_id else (SHORTEST, LONGEST)
+    stretches = _stretches(newest, search.values.get("from"), shortest=spans[0], longest=spans[1])
     for number, (from_at, to_at) in enumerate(stretches):
         if number == MOST_STRETCHES:
             return EventPage(_rows(found), Cursor(to_at, FIRST), to_at)
@@ -98,6 +103,8 @@ def events_page(where: EventFilter, *, before: Cursor | None = None, size: int =
         found += hits
         if len(found) > size:
             return EventPage(_rows(found[:size]), _cursor(*found[size - 1]))
+        if found and where.request_id:
+            break  # further back there is no other of its id
         left -= looked
         if search.rest and left <= 0 and last:
             return EventPage(_rows(found), _cursor(*last), last[0])
@@ -105,31 +112,36 @@ def events_page(where: EventFilter, *, before: Cursor | None = None, size: int =
 
 
 def _newest(search: _Search, before: Cursor | None) -> datetime | None:
-    """Where the looking begins; None where there is nothing at all. Adds what bounds the first page and the one after another."""
+    """Where the looking begins; None: now, and whatever is said to be later. Adds what bounds a page after another one."""
     if before:
         request, vault = key_parts(before.pk)
         search.bounds.append("(at, request, vault_id) < (%(before)s, %(request)s, %(vault_before)s)")
         search.values |= {"before": before.at, "request": request, "vault_before": vault}
         return before.at
-    if "to" in search.values:
-        return search.values["to"]  # type: ignore[no-any-return]
-    return Event.objects.order_by("-at").values_list("at", flat=True).first()
+    return search.values.get("to")
 
 
-def _stretches(newest: datetime, oldest: datetime | None, *, whole: bool) -> Iterator[tuple[datetime, datetime]]:
-    """(from, to) of each stretch, or of all of it as one. Days without a partition are left out."""
+def _stretches(
+    newest: datetime | None, oldest: datetime | None, *, shortest: timedelta, longest: timedelta
+) -> Iterator[tuple[datetime, datetime]]:
+    """(from, to) of each stretch, the newest first. Days without a partition are left out."""
     days = sorted(partitions.days("audit_event"))
     if not days:
         return
-    first = datetime.combine(days[0], time(), UTC)
+    first, end = (datetime.combine(day, time(), UTC) for day in (days[0], days[-1] + DAY))
     oldest = max(first, oldest) if oldest else first
-    to_at, length = newest + MICROSECOND, newest - first + DAY if whole else SHORTEST
+    to_at = min(newest + MICROSECOND, end) if newest else end
+    length = shortest
+    if not newest and oldest < (now := timezone.now()) < end:
+        # clocks differ, and partitions are made ahead
+        yield now, end
+        to_at = now
     while to_at > oldest:
         last = bisect_right(days, (to_at - MICROSECOND).astimezone(UTC).date()) - 1
         to_at = min(to_at, datetime.combine(days[last], time(), UTC) + DAY)
         from_at = max(oldest, to_at - length)
         yield from_at, to_at
-        to_at, length = from_at, max(length, min(2 * length, LONGEST))
+        to_at, length = from_at, min(2 * length, longest)
 
 
 def _look(
@@ -275,13 +287,25 @@ def like(text: str) -> str:
 # --- one event ---------------------------------------------------------------------------------------------------
 
 
+def places_of(request_id: str) -> list[tuple[int, datetime]]:
+    """(vault's key, time) of the requests of that id, the newest stretch of time that has any; of one log that was read as two
+    vaults there are two."""
+    rows = Event.objects.filter(request=key_of(request_id)).order_by("at", "vault").values_list("vault", "at")
+    for from_at, to_at in _stretches(None, None, shortest=OF_ONE[0], longest=OF_ONE[1]):
+        if found := list(rows.filter(at__gte=from_at, at__lt=to_at)[:MOST_IDS]):
+            return found
+    return []
+
+
 def event(*, vault: str, request_id: str) -> Event | None:
     """The request of that id, with its token's login."""
     known = Vault.objects.filter(name=vault).values_list("pk", flat=True).first()
-    rows = Event.objects.filter(vault=known, request=key_of(request_id))
-    # its time first: with it, one day's partition is enough for all the rest
-    at = rows.order_by("at").values_list("at", flat=True).first()
-    return rows.filter(at=at).select_related(*Event.SPELLED_OUT, "token__login").first() if at else None
+    at = next((at for of, at in places_of(request_id) if of == known), None)
+    if at is None:
+        return None
+    # with its time, one day's partition is enough
+    rows = Event.objects.filter(vault=known, request=key_of(request_id), at=at)
+    return rows.select_related(*Event.SPELLED_OUT, "token__login").first()
 
 
 def sightings(event: Event) -> list[Sighting]:

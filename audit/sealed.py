@@ -5,9 +5,13 @@ The key follows from LEASEHOLD_SECRET_KEY, which web and workers share.
 
 import base64
 import hashlib
+from typing import TYPE_CHECKING
 
-from cryptography.fernet import Fernet, InvalidToken
 from django.conf import settings
+
+# 12 MB of memory that only those pay who seal: imported where it is used
+if TYPE_CHECKING:
+    from cryptography.fernet import Fernet
 
 
 class NotReadable(Exception):
@@ -20,13 +24,17 @@ def seal(text: str) -> str:
 
 def unseal(sealed: str, *, seconds: int) -> str:
     """The text, if it was sealed no longer ago than that. Raises NotReadable."""
+    from cryptography.fernet import InvalidToken
+
     try:
         return _fernet().decrypt(sealed.encode(), ttl=seconds).decode()
     except InvalidToken as error:
         raise NotReadable("LEASEHOLD_SECRET_KEY of the two processes differs, or it came too late") from error
 
 
-def _fernet() -> Fernet:
+def _fernet() -> "Fernet":
+    from cryptography.fernet import Fernet
+
     # https://cryptography.io/en/latest/fernet/: 32 bytes, in base64
     key = hashlib.sha256(b"leasehold sealed text\n" + settings.SECRET_KEY.encode()).digest()
     return Fernet(base64.urlsafe_b64encode(key))

@@ -171,5 +171,4 @@ def _of_word(text: str) -> list[Group]:
         ("Identities in the log", reads.identities_named(text)),
         ("Identities with this policy", reads.identities_with_policy(text)),
         ("Paths", reads.paths_beginning(text)),
-        ("Requests", reads.events_by_id(text)),
     )

@@ -8,11 +8,10 @@ from django.db import connection
 from django.db.models import F, Func, Q, QuerySet, TextField, Value
 from django.db.models.functions import Left
 
-from audit import intern
+from audit import event_queries, intern
 from audit.event_queries import INDEXED, like
 from audit.logins import own_hash
-from audit.models import Device, Ending, Event, Hash, Text, Token, Unwrapping, What, Who, Wrapping
-from audit.plan import key_of
+from audit.models import Device, Ending, Hash, Text, Token, Unwrapping, What, Who, Wrapping
 from leases.models import Action, Database, Lease, Login, Pod, PodAddress, ServiceAccount, Session, Vault
 
 # of each kind; a page of more helps nobody, but says that there are more
@@ -164,8 +163,9 @@ def _accounts(rows: QuerySet[ServiceAccount], held: set[tuple[str, str, str]]) -
 
 
 def events_by_id(request_id: str) -> list[Hit]:
-    rows = Event.objects.filter(request=key_of(request_id)).order_by("at").values_list("vault__name", "at")[: MOST + 1]
-    return _once(_event(vault, request_id, f"at {at:%Y-%m-%d %H:%M:%S} UTC") for vault, at in rows)
+    places = event_queries.places_of(request_id)[: MOST + 1]
+    names = dict(Vault.objects.filter(pk__in=[vault for vault, _ in places]).values_list("pk", "name"))
+    return _once(_event(names[vault], request_id, f"at {at:%Y-%m-%d %H:%M:%S} UTC") for vault, at in places)
 
 
 def _event(vault: str, request_id: str, says: str) -> Hit:

@@ -58,6 +58,7 @@ def cases(ground: Ground) -> Cases:
     irrevocable = list(Lease.objects.filter(state="irrevocable").values_list("pk", flat=True))
     running = list(Revocation.objects.filter(state="verifying").values_list("action_id", flat=True))
     pods = list(Lease.objects.exclude(pod_uid="").order_by("-id").values_list("cluster", "pod_uid")[:1000])
+    requests = list(Lease.objects.exclude(request_id="").order_by("-id").values_list("request_id", flat=True)[:1000])
     actions = list(Action.objects.order_by("at").values_list("pk", "at"))
 
     def lease(dice: Random) -> int:
@@ -70,6 +71,10 @@ def cases(ground: Ground) -> Cases:
     def session_before(dice: Random) -> str:
         at = ground.from_at + timedelta(days=DAYS) * dice.random()
         return str(queries.Cursor(at, "1000000000"))
+
+    def event_before(dice: Random) -> str:
+        at = ground.from_at + timedelta(days=DAYS) * dice.random()
+        return str(queries.Cursor(at, f"{'8' * 32}1"))
 
     def moment(dice: Random) -> str:
         return f"{ground.from_at + timedelta(days=DAYS) * dice.random():%Y-%m-%dT%H:%M:%S}"
@@ -150,6 +155,16 @@ def cases(ground: Ground) -> Cases:
         "/workloads/C/NS/SA deep": lambda d: f"{workload(d)}?before={before(d)}",
         "/workloads/C/NS/SA, the busiest": lambda d: f"/workloads/cluster-{1 + d.randrange(2)}/ns-00/sa-000",
         "/pods/C/U": lambda d: "/pods/{}/{}".format(*d.choice(pods)),
+        "/events": lambda _: "/events",
+        "/events deep": lambda d: f"/events?before={event_before(d)}",
+        "/events of an account": lambda d: f"/events?identity=sa-{account(d):03}",
+        "/events of an address": lambda d: f"/events?address=10.0.{d.randrange(10)}.{d.randrange(250)}",
+        "/events of a path": lambda d: f"/events?path=secret/data/team-{d.randrange(200)}",
+        "/events of an account and a path": lambda d: f"/events?identity=sa-{account(d):03}&path=secret/",
+        "/events with an error": lambda _: "/events?errors_only=on",
+        "/events of a period": lambda d: f"/events?from={moment(d)}",
+        "/events without a hit": lambda d: f"/events?operation=delete&identity=sa-{account(d):03}",
+        "/events/V/R": lambda d: f"/events/bench/{d.choice(requests)}",
         "/findings": lambda d: f"/findings?state={d.choice(('open', 'any'))}",
         "/access-review 7 days": lambda d: f"/access-review?database={database(d)}&days=7",
         "/access-review 30 days": lambda d: f"/access-review?database={database(d)}",

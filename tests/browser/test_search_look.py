@@ -36,11 +36,11 @@ def scene(site: str) -> dict[str, Any]:
         stream = factories.stream(device)
         logged.log(at, id=request_id, stream=stream, accessor=f"hmac-sha256:{device.encode().hex():0>64}")
     for number in range(60):
-        where: dict[str, Any] = {"path": f"secret/data/shop/storefront-configuration/{number}", "account": "shop/storefront"}
-        logged.log(
-            at - timedelta(minutes=number),
-            **(where if number % 3 else {"error": "1 error occurred:\n\t* permission denied\n\n"}),
-        )
+        began = at - timedelta(minutes=number)
+        if number % 3:
+            logged.log(began, path=f"secret/data/shop/storefront-configuration/{number}", account="shop/storefront")
+        else:
+            logged.log(began, error="1 error occurred:\n\t* permission denied\n\n")
     return found | {"request_id": request_id, "lease": lease}
 
 
