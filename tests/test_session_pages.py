@@ -413,8 +413,9 @@ def test_a_pod_that_only_a_log_in_named_is_shown_by_its_leases(viewer: Client) -
     page = viewer.get("/pods/demo/uid-1")
     assert "shop/checkout-1" in text(page)
     assert "known from its log-in's claims alone" in text(page)
-    assert page.content.decode().count(f'href="/leases/{lease.pk}"') == 1
-    assert len(re.findall(r'href="/leases/\d+"', page.content.decode())) == 1
+    assert page.content.decode().count(f'title="{lease.lease_id}"') == 1
+    # in the drawing and in the table
+    assert re.findall(r'href="(/leases/\d+)"', page.content.decode()) == [f"/leases/{lease.pk}"] * 2
     for nobody in ("/pods/demo/uid-2", "/pods/nowhere/uid-1", "/pods/demo/a/b"):
         assert viewer.get(nobody).status_code == 404
 

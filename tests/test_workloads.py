@@ -362,6 +362,25 @@ def test_what_an_account_holds_now_is_told_from_what_it_held(viewer: Client) -> 
     assert ended.lease_id not in now
 
 
+def test_leases_of_an_account_are_narrowed_to_a_database(viewer: Client) -> None:
+    billing = factories.database("billing")
+    one, two, none = factories.lease(), factories.lease(database=billing), factories.lease(database=None)
+    for query, expected in {
+        f"database={billing.pk}": {two},
+        "database=0": {none},
+        f"database={billing.pk}&show=now": {two},
+        "database=999999": set(),
+        "database=x": set(),
+        "": {one, two, none},
+    }.items():
+        body = viewer.get(f"/workloads/demo/shop/checkout?{query}").content.decode()
+        assert {lease for lease in (one, two, none) if lease.lease_id in body} == expected, query
+
+
+def test_a_name_that_no_database_can_hold_is_not_found(viewer: Client) -> None:
+    assert viewer.get("/workloads/demo/shop/a%00b").status_code == 404
+
+
 def test_lists_of_workloads_say_what_to_do_when_they_are_empty(viewer: Client) -> None:
     assert "manage.py configure" in text(viewer.get("/workloads"))
     factories.watched()

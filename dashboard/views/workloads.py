@@ -72,6 +72,9 @@ def _place(request: PageRequest) -> Place | None:
 
 @needs(may_read)
 def detail(request: PageRequest, cluster: str, namespace: str, name: str) -> HttpResponse:
+    if "\x00" in cluster + namespace + name:
+        # no database can look for that
+        raise Http404
     now, account = timezone.now(), Account(cluster, namespace, name)
     opened = workload_queries.opened(account)
     every = [row.database.pk if row.database else 0 for row in opened]
