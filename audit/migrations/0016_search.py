@@ -44,7 +44,7 @@ BACK = "DROP INDEX " + ", ".join(NAMES) + ";"
 
 
 class Migration(migrations.Migration):
-    dependencies = [("audit", "0014_notices"), ("leases", "0018_acting")]
+    dependencies = [("audit", "0015_comebacks"), ("leases", "0018_acting")]
     operations = [
         migrations.CreateModel(
             name="AskedHash",

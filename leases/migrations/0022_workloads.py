@@ -6,7 +6,7 @@ from django.db import migrations, models
 
 class Migration(migrations.Migration):
     dependencies = [
-        ("leases", "0018_acting"),
+        ("leases", "0021_containing"),
     ]
 
     operations = [
