@@ -12,6 +12,7 @@ from leases.models import Certainty, LeaseState
 from leases.models.sessions import Place
 from leases.queries import LeaseFilter
 from leases.session_queries import SessionFilter
+from leases.usage import Span, UseFilter
 
 STATES = [
     ("open", "not ended"),
@@ -20,7 +21,8 @@ STATES = [
 ]
 REVIEW_DAYS = {"7": "7 days", "30": "30 days", "90": "90 days"}
 USUAL_DAYS = "30"
-PERIODS = {"1h": ("1 hour", 1), "24h": ("24 hours", 24), "7d": ("7 days", 7 * 24)}
+PERIODS = {"1h": ("1 hour", 1), "24h": ("24 hours", 24), "7d": ("7 days", 7 * 24), "30d": ("30 days", 30 * 24)}
+USUAL_PERIOD = "24h"
 
 
 class LeaseFilterForm(forms.Form):
@@ -133,6 +135,65 @@ class AccessForm(forms.Form):
         if moment and moment < OLDEST:
             raise forms.ValidationError("No audit log can be of that time.")
         return moment
+
+
+class UseForm(forms.Form):
+    """Over which period, and for whom, it is shown who used which database. Times are UTC unless they name their offset."""
+
+    period = forms.ChoiceField(
+        choices=[(key, f"last {name}") for key, (name, _) in PERIODS.items()], required=False, initial=USUAL_PERIOD
+    )
+    database = forms.ChoiceField(required=False)
+    namespace = forms.CharField(max_length=253, required=False)
+    service_account = forms.CharField(max_length=253, required=False, label="Service account")
+
+    def __init__(self, *args: Any, databases: list[tuple[str, str]], now: datetime, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.now = now
+        # a word that Python keeps for itself
+        self.fields["from"] = _moment("From (UTC)")
+        self.fields["to"] = _moment("To (UTC)")
+        self.fields["database"] = forms.ChoiceField(
+            choices=[("", "any"), *databases, ("unknown", "not known")],
+            required=False,
+            error_messages={"invalid_choice": "No such database is watched. Choose one of the list."},
+        )
+        self.order_fields(["period", "from", "to", "database", "namespace", "service_account"])
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or {}
+        begin, end = cleaned.get("from"), cleaned.get("to")
+        for name, moment in (("from", begin), ("to", end)):
+            if moment and moment < OLDEST:
+                self.add_error(name, "No audit log can be of that time.")
+        if begin and begin > self.now:
+            self.add_error("from", "This is still to come. Choose a moment up to now; it is UTC.")
+        elif begin and end and end <= begin:
+            self.add_error("to", "The period ends before it begins. Choose a later end.")
+        return cleaned
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether anything but the default is asked for."""
+        return any(value for name, value in self.data.items() if name in self.fields and value != USUAL_PERIOD)
+
+    def span(self) -> Span:
+        """Needs a valid form. An end that is still to come is none; without a beginning the period reaches back from its end."""
+        begin, end = self.cleaned_data["from"], self.cleaned_data["to"]
+        if end and end > self.now:
+            end = None
+        hours = PERIODS[self.cleaned_data["period"] or USUAL_PERIOD][1]
+        return Span(begin or (end or self.now) - timedelta(hours=hours), end)
+
+    def where(self) -> UseFilter:
+        """Needs a valid form."""
+        cleaned = self.cleaned_data
+        database = cleaned["database"]
+        return UseFilter(
+            int(database) if database.isdigit() else database or None,
+            cleaned["namespace"].strip(),
+            cleaned["service_account"].strip(),
+        )
 
 
 class RevokeForm(forms.Form):

@@ -1,7 +1,6 @@
 """Rows as the pages lay them out: pure rearrangement of what the reads return."""
 
-from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import groupby
 
@@ -9,7 +8,7 @@ from audit.hours import Hour
 from audit.models import Coverage
 from audit.timemachine import Held
 from leases.models import Lease
-from leases.queries import LiveCount, Use, Used, certainties
+from leases.queries import LiveCount, certainties
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,38 +48,6 @@ def live_matrix(counts: list[LiveCount]) -> LiveMatrix:
     totals = [sum(column) for column in zip(*(row.counts for row in rows), strict=True)]
     in_state = {state: sum(c["count"] for c in counts if c["state"] == state) for state in ("revoking", "irrevocable")}
     return LiveMatrix(columns, rows, totals, sum(totals), in_state["revoking"], in_state["irrevocable"])
-
-
-@dataclass(frozen=True, slots=True)
-class DatabaseUse:
-    """One database and who used it; without `uses` only how much."""
-
-    used: Used
-    uses: list[Use] | None
-    sessions: int
-
-    @property
-    def key(self) -> str:
-        used = self.used
-        return f"{used.vault}/{used.mount}/{used.database}" if used.database else "unknown"
-
-
-def uses_by_database(
-    used: Iterable[Used], uses: Iterable[Use], *, shown: Collection[Used], sessions: Mapping[int, int]
-) -> list[DatabaseUse]:
-    """Databases with those of their uses that are shown, and their open sessions; one that is not known comes last."""
-    grouped: dict[tuple[str, str, str], list[Use]] = defaultdict(list)
-    for use in uses:
-        grouped[use.vault, use.mount, use.database].append(use)
-    order = sorted(used, key=lambda row: (row.database == "", row.vault, row.mount, row.database))
-    return [
-        DatabaseUse(
-            row,
-            grouped[row.vault, row.mount, row.database] if row in shown else None,
-            sessions.get(row.pk, 0) if row.pk else 0,
-        )
-        for row in order
-    ]
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,11 @@ from django.utils.safestring import SafeString
 
 from audit.hours import Hour, State
 from audit.models import Finding, Notice, Severity
+from dashboard.paging import link
 from leases.models import Lease, Session
 from leases.queries import database_key
 from leases.review import length
+from leases.usage import Holder
 
 register = template.Library()
 
@@ -337,6 +339,15 @@ def command(lease: Lease, verb: str) -> str:
     namespace = f"-namespace={shlex.quote(lease.vault_namespace)} " if lease.vault_namespace else ""
     sync = "-sync " if verb == "revoke" else ""
     return f"bao lease {verb} {namespace}{sync}{shlex.quote(lease.lease_id)}"
+
+
+@register.simple_tag(takes_context=True)
+def narrowed(context: Context, holder: Holder) -> str:
+    """The databases page over the same period for one service account, pod by pod."""
+    request = context["request"]
+    return link(
+        request, service_account=holder.service_account, namespace=holder.account_namespace, by="pod", sort="", after=""
+    )
 
 
 @register.simple_tag

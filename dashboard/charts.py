@@ -1,0 +1,175 @@
+"""Geometry of what pages draw: pure. Lengths are in the units of the viewBox that a page puts around them, one to a pixel at the
+usual size of type; across, a drawing is stretched to the room that there is."""
+
+from collections import defaultdict
+from collections.abc import Collection, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+# of a graph: the height of a node's row, the most that its bands take of it, and the least that one band takes
+ROW, FULL, LEAST = 28.0, 22.0, 1.5
+WIDE = 100.0
+MOST_LEFT, MOST_RIGHT = 20, 15
+
+
+@dataclass(frozen=True, slots=True)
+class Flow:
+    """So much that goes from one node on the left to one on the right. `kind` decides how its band looks."""
+
+    left: Hashable
+    right: Hashable
+    kind: str
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """A row of a side. Without a key it stands for `of` nodes that are not drawn one by one."""
+
+    key: Hashable
+    value: int
+    of: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """A line between two rows: its path and its width. Without left (right) it comes from (goes to) the rest."""
+
+    left: Hashable
+    right: Hashable
+    kind: str
+    value: int
+    path: str
+    width: float
+
+
+@dataclass(frozen=True, slots=True)
+class Graph:
+    """Two sides of nodes from the top down, and the bands between them; bands of most come first, so that thin ones lie above."""
+
+    left: list[Node]
+    right: list[Node]
+    bands: list[Band]
+    height: float
+
+
+def graph(
+    flows: Iterable[Flow],
+    *,
+    kinds: Sequence[str],
+    last: Collection[Hashable] = (),
+    most_left: int = MOST_LEFT,
+    most_right: int = MOST_RIGHT,
+) -> Graph:
+    """Nodes with the most first, on the right near to what goes there; what is more than `most` becomes one last node on its side.
+
+    `last`: nodes that are drawn whatever they have, below all others. `kinds`: their order within a node.
+    """
+    given = list(flows)
+    left = _side([(flow.left, flow.value) for flow in given], most=most_left, last=last)
+    right = _side([(flow.right, flow.value) for flow in given], most=most_right, last=last)
+    lefts, rights = {node.key for node in left}, {node.key for node in right}
+    sums: dict[tuple[Hashable, Hashable, str], int] = defaultdict(int)
+    for flow in given:
+        between = flow.left if flow.left in lefts else None, flow.right if flow.right in rights else None
+        sums[(*between, flow.kind)] += flow.value
+    place = {node.key: number for number, node in enumerate(left)}
+    right = _near(right, sums, place, last=last)
+    height = ROW * max(len(left), len(right), 1)
+    return Graph(left, right, _bands(left, right, sums, kinds=kinds, height=height), height)
+
+
+def _side(values: Iterable[tuple[Hashable, int]], *, most: int, last: Collection[Hashable]) -> list[Node]:
+    sums: dict[Hashable, int] = defaultdict(int)
+    for key, value in values:
+        sums[key] += value
+    # the order in which they come decides where the sums are equal
+    order = sorted((key for key in sums if key not in last), key=lambda key: -sums[key])
+    # a rest of one takes as much room as that one
+    shown = order if len(order) <= most + 1 else order[:most]
+    nodes = [Node(key, sums[key]) for key in shown]
+    if rest := order[len(shown) :]:
+        nodes.append(Node(None, sum(sums[key] for key in rest), len(rest)))
+    return nodes + [Node(key, sums[key]) for key in sums if key in last]
+
+
+def _near(
+    right: list[Node],
+    sums: dict[tuple[Hashable, Hashable, str], int],
+    place: dict[Hashable, int],
+    *,
+    last: Collection[Hashable],
+) -> list[Node]:
+    """The right side in the order of what goes there, so that few bands cross."""
+    weight: dict[Hashable, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    for (of, to, _), value in sums.items():
+        weight[to][0] += place[of] * (value + 0.01)
+        weight[to][1] += value + 0.01
+
+    def key(node: Node) -> tuple[bool, bool, float]:
+        mean, whole = weight[node.key]
+        return node.key in last, node.key is None, mean / whole
+
+    return sorted(right, key=key)
+
+
+def _bands(
+    left: list[Node],
+    right: list[Node],
+    sums: dict[tuple[Hashable, Hashable, str], int],
+    *,
+    kinds: Sequence[str],
+    height: float,
+) -> list[Band]:
+    most = max((node.value for node in [*left, *right]), default=0)
+    width = {key: max(LEAST, FULL * value / most if most else LEAST) for key, value in sums.items()}
+    kind = {name: number for number, name in enumerate(kinds)}
+    rows = [{node.key: number for number, node in enumerate(side)} for side in (left, right)]
+    ends: list[dict[tuple[Hashable, Hashable, str], float]] = []
+    for side, (nodes, there) in enumerate(((left, rows[1]), (right, rows[0]))):
+        # the shorter side stands in the middle
+        top = (height - ROW * len(nodes)) / 2
+        at = {}
+        for number, node in enumerate(nodes):
+            mine = sorted(
+                (key for key in sums if key[side] == node.key), key=lambda k: (there[k[1 - side]], kind[k[2]])
+            )
+            whole = sum(width[key] for key in mine)
+            # many thin bands lie closer than they are wide, rather than in another's row
+            squeeze = min(1.0, FULL / whole) if whole else 1.0
+            y = top + ROW * (number + 0.5) - whole * squeeze / 2
+            for key in mine:
+                at[key] = y + width[key] * squeeze / 2
+                y += width[key] * squeeze
+        ends.append(at)
+    bands = [
+        Band(
+            *key,
+            value,
+            f"M0 {ends[0][key]:.1f}C{WIDE / 2:g} {ends[0][key]:.1f} {WIDE / 2:g} {ends[1][key]:.1f} {WIDE:g} {ends[1][key]:.1f}",
+            round(width[key], 1),
+        )
+        for key, value in sums.items()
+    ]
+    return sorted(bands, key=lambda band: -band.width)
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar of a row of bars that each have one unit of room. `label` is what it stands for, in words."""
+
+    x: float
+    y: float
+    width: float
+    height: float
+    value: int
+    label: str
+
+
+def bars(values: Sequence[tuple[str, int]], *, height: float = 48.0, gap: float = 0.2) -> list[Bar]:
+    """(label, value) as bars from left to right, the highest as high as the drawing; what is not nothing is seen."""
+    most = max((value for _, value in values), default=0)
+    made = []
+    for number, (label, value) in enumerate(values):
+        tall = max(1.0, height * value / most) if value else 0.0
+        made.append(Bar(number + gap / 2, round(height - tall, 2), 1 - gap, round(tall, 2), value, label))
+    return made
