@@ -5,8 +5,8 @@ from collections import defaultdict
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 
-# of a graph: the height of a node's row, the most that its bands take of it, and the least that one band takes
-ROW, FULL, LEAST = 28.0, 22.0, 1.5
+# of a graph: the least height of a node's row, what of it stays free of bands, and the least that one band takes
+ROW, FREE, LEAST = 28.0, 6.0, 1.5
 WIDE = 100.0
 MOST_LEFT, MOST_RIGHT = 20, 15
 
@@ -44,7 +44,10 @@ class Band:
 
 @dataclass(frozen=True, slots=True)
 class Graph:
-    """Two sides of nodes from the top down, and the bands between them; bands of most come first, so that thin ones lie above."""
+    """Two sides of nodes from the top down, and the bands between them; bands of most come first, so that thin ones lie above.
+
+    Each side takes the whole height: the rows of the shorter one are higher.
+    """
 
     left: list[Node]
     right: list[Node]
@@ -120,14 +123,15 @@ def _bands(
     kinds: Sequence[str],
     height: float,
 ) -> list[Band]:
-    most = max((node.value for node in [*left, *right]), default=0)
-    width = {key: max(LEAST, FULL * value / most if most else LEAST) for key, value in sums.items()}
+    rooms = [height / len(side) - FREE for side in (left, right)] if sums else []
+    # one scale for both sides: the row that needs the most room for what it has is full
+    needs = [node.value / room for side, room in zip((left, right), rooms, strict=False) for node in side]
+    most = max(needs, default=0.0)
+    width = {key: max(LEAST, value / most if most else LEAST) for key, value in sums.items()}
     kind = {name: number for number, name in enumerate(kinds)}
     rows = [{node.key: number for number, node in enumerate(side)} for side in (left, right)]
     ends: list[dict[tuple[Hashable, Hashable, str], float]] = []
-    for side, (nodes, there) in enumerate(((left, rows[1]), (right, rows[0]))):
-        # the shorter side stands in the middle
-        top = (height - ROW * len(nodes)) / 2
+    for side, (nodes, there, room) in enumerate(zip((left, right), reversed(rows), rooms, strict=False)):
         at = {}
         for number, node in enumerate(nodes):
             mine = sorted(
@@ -135,8 +139,8 @@ def _bands(
             )
             whole = sum(width[key] for key in mine)
             # many thin bands lie closer than they are wide, rather than in another's row
-            squeeze = min(1.0, FULL / whole) if whole else 1.0
-            y = top + ROW * (number + 0.5) - whole * squeeze / 2
+            squeeze = min(1.0, room / whole) if whole else 1.0
+            y = (room + FREE) * (number + 0.5) - whole * squeeze / 2
             for key in mine:
                 at[key] = y + width[key] * squeeze / 2
                 y += width[key] * squeeze

@@ -140,8 +140,9 @@ class AccessForm(forms.Form):
 class UseForm(forms.Form):
     """Over which period, and for whom, it is shown who used which database. Times are UTC unless they name their offset."""
 
+    # the links beside the title choose it
     period = forms.ChoiceField(
-        choices=[(key, f"last {name}") for key, (name, _) in PERIODS.items()], required=False, initial=USUAL_PERIOD
+        choices=[(key, name) for key, (name, _) in PERIODS.items()], required=False, widget=forms.HiddenInput
     )
     database = forms.ChoiceField(required=False)
     namespace = forms.CharField(max_length=253, required=False)

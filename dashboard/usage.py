@@ -35,14 +35,13 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """Holders on the left, databases on the right. `widest`: the reads that the widest row stands for."""
+    """Holders on the left, databases on the right."""
 
     left: list[Label]
     right: list[Label]
     lines: list[Line]
     height: float
     certainties: list[str]
-    widest: int
     rest: Label | None
     rest_of_places: Label | None
 
@@ -67,7 +66,6 @@ def drawing(rows: Iterable[Use]) -> Drawing:
         lines=lines,
         height=made.height,
         certainties=[name for name in Certainty.values if name in kinds],
-        widest=max((node.value for node in [*made.left, *made.right]), default=0),
         rest=next((_of_holder(node) for node in made.left if node.key is None), None),
         rest_of_places=next((_of_place(node) for node in made.right if node.key is None), None),
     )
@@ -163,10 +161,11 @@ SORTS: dict[str, tuple[Callable[[Pair], tuple[object, ...]], bool]] = {
 
 @dataclass(frozen=True, slots=True)
 class PairPage:
-    """`after`: the key of the last row, where there are more. `number`: of the first row, from 1."""
+    """`after`: the key of the last row, where there are more. `first` and `last`: their numbers among all, from 1."""
 
     rows: list[Pair]
-    number: int
+    first: int
+    last: int
     whole: int
     after: str
 
@@ -177,5 +176,5 @@ def page(rows: Iterable[Pair], *, sort: str, after: str, size: int = PAGE) -> Pa
     order = sorted(rows, key=lambda pair: (*key(pair), pair.place.path, pair.holder.name, pair.key))
     begin = next((number for number, pair in enumerate(order, start=1) if pair.key == after), 0) if after else 0
     shown = order[begin : begin + size]
-    more = begin + len(shown) < len(order)
-    return PairPage(shown, begin + 1, len(order), shown[-1].key if more else "")
+    end = begin + len(shown)
+    return PairPage(shown, begin + 1, end, len(order), shown[-1].key if end < len(order) else "")

@@ -5,7 +5,7 @@ Lists have an explicit order with a unique tail; long ones are read in keyset pa
 
 import hashlib
 import uuid
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypedDict
@@ -40,6 +40,8 @@ from leases.models.actions import OPEN_REVOCATION_STATES
 from leases.models.sources import SourceKind
 
 PAGE = 50
+# counting goes no further: a page says "500 or more"
+MOST_COUNTED = 500
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
@@ -325,6 +327,12 @@ def ending_next(*, limit: int) -> list[Lease]:
     )
 
 
+def ending_within(*, now: datetime, span: timedelta) -> int:
+    """Leases whose time is over by then; MOST_COUNTED stands for that many or more."""
+    rows = _live().exclude(state=LeaseState.IRREVOCABLE).filter(expires_at__lte=now + span)
+    return rows.order_by("expires_at", "id")[:MOST_COUNTED].count()
+
+
 def newest(*, limit: int) -> list[Lease]:
     """Leases that have not ended, issued last first."""
     rows = _live().select_related("vault", "database").annotate(began_at=Coalesce("accessed_at", "first_seen_at"))
@@ -555,11 +563,6 @@ def revocations_by_state() -> list[RevocationCount]:
 
 
 # --- words -------------------------------------------------------------------------------------------------------
-
-
-def certainties(rows: Iterable[LiveCount]) -> list[str]:
-    """Certainties in their order, from the best down, as far as they occur."""
-    return in_order({row["certainty"] for row in rows})
 
 
 def in_order(present: Collection[str]) -> list[str]:

@@ -6,12 +6,13 @@ the newest reads count, and the answer says how far back they reach.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from django.db import connection
+from django.db.models import Count
 
-from leases.models import Lease, Vault
+from leases.models import Lease, LeaseState, Vault
 from leases.queries import databases
 
 # reads of a period that are counted for service accounts: the newest
@@ -237,6 +238,54 @@ def in_order(rows: Iterable[Use]) -> list[Use]:
 
 def _names(holder: Holder) -> tuple[str, ...]:
     return holder.cluster, holder.name, holder.account_namespace, holder.service_account
+
+
+@dataclass(frozen=True, slots=True)
+class Live:
+    """So many leases of one database that have not ended, by their state and by how surely the pod is known."""
+
+    place: Place
+    state: str
+    certainty: str
+    count: int
+
+
+def live() -> list[Live]:
+    """Every lease that has not ended, of the vaults that are watched."""
+    known, vaults = places(), dict(Vault.objects.filter(retired=False).values_list("pk", "name"))
+    rows = (
+        Lease.objects.filter(vault__in=vaults)
+        .exclude(state=LeaseState.ENDED)
+        .order_by()
+        .values_list("vault", "database", "state", "certainty")
+        # not of a column: that would be read from the table, row by row
+        .annotate(n=Count("*"))
+    )
+    return [
+        Live(known.get(database or 0) or Place(None, vaults[vault], "", ""), state, certainty, n)
+        for vault, database, state, certainty, n in rows
+    ]
+
+
+MINUTE = timedelta(minutes=1)
+
+
+def reads_by_minute(*, now: datetime, minutes: int = 60) -> list[tuple[datetime, int]]:
+    """Minutes up to the present one, oldest first, and how many credentials were read in each, of the vaults that are watched."""
+    last = now.replace(second=0, microsecond=0)
+    begin = last - (minutes - 1) * MINUTE
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT floor(date_part('epoch', accessed_at - %(from)s) / 60)::int AS minute, count(*) FROM leases_lease
+            WHERE accessed_at >= %(from)s AND accessed_at < %(to)s
+              AND vault_id = ANY(ARRAY(SELECT id FROM leases_vault WHERE NOT retired))
+            GROUP BY minute
+            """,
+            {"from": begin, "to": last + MINUTE},
+        )
+        counts = dict(cursor.fetchall())
+    return [(begin + number * MINUTE, counts.get(number, 0)) for number in range(minutes)]
 
 
 @dataclass(frozen=True, slots=True)

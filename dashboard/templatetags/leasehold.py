@@ -2,6 +2,7 @@
 
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 
 from django import template
@@ -200,6 +201,12 @@ def legend() -> SafeString:
 def grouped(number: int) -> str:
     """12,345,678"""
     return f"{number:,}"
+
+
+@register.filter
+def beside(names: Sequence[str], values: Sequence[int]) -> list[tuple[str, int]]:
+    """Each name with its value."""
+    return list(zip(names, values, strict=True))
 
 
 @register.filter

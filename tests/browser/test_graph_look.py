@@ -45,7 +45,7 @@ def two_hundred_workloads() -> None:
 def test_the_graph_stays_readable_with_two_hundred_workloads(site: str, page: Page) -> None:
     two_hundred_workloads()
     page.goto(f"{site}/databases?by=account")
-    expect(page.get_by_text("180 others")).to_be_visible()
+    expect(page.get_by_role("link", name="180 others")).to_be_visible()
     shoot(page, "graph-accounts")
     labels = page.locator(".side li")
     rows = page.locator(".flow .side").first.locator("li")
@@ -53,7 +53,7 @@ def test_the_graph_stays_readable_with_two_hundred_workloads(site: str, page: Pa
     for width in (1280, 390):
         page.set_viewport_size({"width": width, "height": 800})
         boxes = [labels.nth(number).bounding_box() for number in range(labels.count())]
-        heights = {round(box["height"]) for box in boxes if box}
+        heights = {round(box["height"]) for box in boxes[:22] if box}
         assert heights == {28}, "each label stands beside its row of the drawing"
         drawing = page.locator("svg.bands").bounding_box()
         assert drawing
