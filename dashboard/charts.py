@@ -2,7 +2,7 @@
 usual size of type; across, a drawing is stretched to the room that there is."""
 
 from collections import defaultdict
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 
 # of a graph: the least height of a node's row, what of it stays free of bands, and the least that one band takes
@@ -11,12 +11,17 @@ WIDE = 100.0
 MOST_LEFT, MOST_RIGHT = 20, 15
 
 
+# a node on the left, one on the right (None: the rest), and a kind
+Ends = tuple[int | None, int | None, str]
+Sums = dict[Ends, int]
+
+
 @dataclass(frozen=True, slots=True)
 class Flow:
-    """So much that goes from one node on the left to one on the right. `kind` decides how its band looks."""
+    """So much that goes from one node on the left to one on the right, each by its number. `kind` decides how its band looks."""
 
-    left: Hashable
-    right: Hashable
+    left: int
+    right: int
     kind: str
     value: int
 
@@ -25,7 +30,7 @@ class Flow:
 class Node:
     """A row of a side. Without a key it stands for `of` nodes that are not drawn one by one."""
 
-    key: Hashable
+    key: int | None
     value: int
     of: int = 1
 
@@ -34,8 +39,8 @@ class Node:
 class Band:
     """A line between two rows: its path and its width. Without left (right) it comes from (goes to) the rest."""
 
-    left: Hashable
-    right: Hashable
+    left: int | None
+    right: int | None
     kind: str
     value: int
     path: str
@@ -59,30 +64,31 @@ def graph(
     flows: Iterable[Flow],
     *,
     kinds: Sequence[str],
-    last: Collection[Hashable] = (),
+    last_left: Collection[int] = (),
+    last_right: Collection[int] = (),
     most_left: int = MOST_LEFT,
     most_right: int = MOST_RIGHT,
 ) -> Graph:
     """Nodes with the most first, on the right near to what goes there; what is more than `most` becomes one last node on its side.
 
-    `last`: nodes that are drawn whatever they have, below all others. `kinds`: their order within a node.
+    `last_left`, `last_right`: nodes that are drawn whatever they have, below all others. `kinds`: their order within a node.
     """
     given = list(flows)
-    left = _side([(flow.left, flow.value) for flow in given], most=most_left, last=last)
-    right = _side([(flow.right, flow.value) for flow in given], most=most_right, last=last)
+    left = _side([(flow.left, flow.value) for flow in given], most=most_left, last=last_left)
+    right = _side([(flow.right, flow.value) for flow in given], most=most_right, last=last_right)
     lefts, rights = {node.key for node in left}, {node.key for node in right}
-    sums: dict[tuple[Hashable, Hashable, str], int] = defaultdict(int)
+    sums: Sums = defaultdict(int)
     for flow in given:
         between = flow.left if flow.left in lefts else None, flow.right if flow.right in rights else None
         sums[(*between, flow.kind)] += flow.value
     place = {node.key: number for number, node in enumerate(left)}
-    right = _near(right, sums, place, last=last)
+    right = _near(right, sums, place, last=last_right)
     height = ROW * max(len(left), len(right), 1)
     return Graph(left, right, _bands(left, right, sums, kinds=kinds, height=height), height)
 
 
-def _side(values: Iterable[tuple[Hashable, int]], *, most: int, last: Collection[Hashable]) -> list[Node]:
-    sums: dict[Hashable, int] = defaultdict(int)
+def _side(values: Iterable[tuple[int, int]], *, most: int, last: Collection[int]) -> list[Node]:
+    sums: dict[int, int] = defaultdict(int)
     for key, value in values:
         sums[key] += value
     # the order in which they come decides where the sums are equal
@@ -97,13 +103,13 @@ def _side(values: Iterable[tuple[Hashable, int]], *, most: int, last: Collection
 
 def _near(
     right: list[Node],
-    sums: dict[tuple[Hashable, Hashable, str], int],
-    place: dict[Hashable, int],
+    sums: Sums,
+    place: dict[int | None, int],
     *,
-    last: Collection[Hashable],
+    last: Collection[int],
 ) -> list[Node]:
     """The right side in the order of what goes there, so that few bands cross."""
-    weight: dict[Hashable, list[float]] = defaultdict(lambda: [0.0, 0.0])
+    weight: dict[int | None, list[float]] = defaultdict(lambda: [0.0, 0.0])
     for (of, to, _), value in sums.items():
         weight[to][0] += place[of] * (value + 0.01)
         weight[to][1] += value + 0.01
@@ -118,7 +124,7 @@ def _near(
 def _bands(
     left: list[Node],
     right: list[Node],
-    sums: dict[tuple[Hashable, Hashable, str], int],
+    sums: Sums,
     *,
     kinds: Sequence[str],
     height: float,
@@ -130,12 +136,13 @@ def _bands(
     width = {key: max(LEAST, value / most if most else LEAST) for key, value in sums.items()}
     kind = {name: number for number, name in enumerate(kinds)}
     rows = [{node.key: number for number, node in enumerate(side)} for side in (left, right)]
-    ends: list[dict[tuple[Hashable, Hashable, str], float]] = []
+    ends: list[dict[Ends, float]] = []
     for side, (nodes, there, room) in enumerate(zip((left, right), reversed(rows), rooms, strict=False)):
         at = {}
         for number, node in enumerate(nodes):
             mine = sorted(
-                (key for key in sums if key[side] == node.key), key=lambda k: (there[k[1 - side]], kind[k[2]])
+                (key for key in sums if key[side] == node.key),
+                key=lambda k: (there[k[0] if side else k[1]], kind[k[2]]),
             )
             whole = sum(width[key] for key in mine)
             # many thin bands lie closer than they are wide, rather than in another's row

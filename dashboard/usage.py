@@ -1,6 +1,6 @@
 """Who used which database, as the page draws it and lists it: pure rearrangement of leases.usage."""
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,6 +11,9 @@ from leases.usage import Holder, Place, Use
 
 # rows of the table on one page
 PAGE = 50
+CERTAINTIES: list[str] = list(Certainty.values)
+# in the place of every holder that is not known
+NOBODY = Holder("", "", "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,53 +55,54 @@ class Drawing:
 
 
 def drawing(rows: Iterable[Use]) -> Drawing:
-    used = [row for row in rows if row.reads or row.live]
-    flows = [charts.Flow(row.holder if row.holder.name else "", row.place, row.certainty, row.reads) for row in used]
-    unknown = {row.place for row in used if not row.place.name} | {""}
-    made = charts.graph(flows, kinds=Certainty.values, last=unknown)
-    left = [_of_holder(node) for node in made.left]
-    right = [_of_place(node) for node in made.right]
-    lines = [Line(band, _words(band, made), band.kind, band.value) for band in made.bands]
+    holders: dict[Holder, int] = {}
+    places: dict[Place, int] = {}
+    flows = []
+    # numbers for names: they are compared and looked up many times
+    for row in rows:
+        if row.reads or row.live:
+            holder = holders.setdefault(row.holder if row.holder.name else NOBODY, len(holders))
+            flows.append(charts.Flow(holder, places.setdefault(row.place, len(places)), row.certainty, row.reads))
+    made = charts.graph(
+        flows,
+        kinds=CERTAINTIES,
+        last_left={holders[NOBODY]} if NOBODY in holders else set(),
+        last_right={number for place, number in places.items() if not place.name},
+    )
+    by_number, place_by_number = list(holders), list(places)
+    left = [
+        Label(node.value, node.of, holder=by_number[node.key] if node.key is not None else None) for node in made.left
+    ]
+    right = [
+        Label(node.value, node.of, place=place_by_number[node.key] if node.key is not None else None)
+        for node in made.right
+    ]
+    rest = next((label for label in left if not label.holder), None)
+    rest_of_places = next((label for label in right if not label.place), None)
+
+    def words(band: charts.Band) -> str:
+        who = "others" if band.left is None else by_number[band.left].name or "nobody known"
+        place = (
+            "other databases"
+            if band.right is None
+            else place_by_number[band.right].name or "a database that is not known"
+        )
+        who = f"{rest.of:,} {who}" if rest and band.left is None else who
+        place = f"{rest_of_places.of:,} {place}" if rest_of_places and band.right is None else place
+        plural = "" if band.value == 1 else "s"
+        reads = f"{band.value:,} read{plural}" if band.value else "no read in the period, but live leases"
+        return f"{who} to {place}: {reads}, {band.kind}"
+
     kinds = {band.kind for band in made.bands}
     return Drawing(
-        left=left,
-        right=right,
-        lines=lines,
-        height=made.height,
-        certainties=[name for name in Certainty.values if name in kinds],
-        rest=next((_of_holder(node) for node in made.left if node.key is None), None),
-        rest_of_places=next((_of_place(node) for node in made.right if node.key is None), None),
+        left,
+        right,
+        [Line(band, words(band), band.kind, band.value) for band in made.bands],
+        made.height,
+        [name for name in CERTAINTIES if name in kinds],
+        rest,
+        rest_of_places,
     )
-
-
-def _of_holder(node: charts.Node) -> Label:
-    if node.key is None:
-        return Label(node.value, node.of)
-    return Label(node.value, holder=node.key if isinstance(node.key, Holder) else Holder("", "", ""))
-
-
-def _of_place(node: charts.Node) -> Label:
-    return Label(node.value, node.of, place=node.key if isinstance(node.key, Place) else None)
-
-
-def _words(band: charts.Band, made: charts.Graph) -> str:
-    rests = [next((node.of for node in side if node.key is None), 0) for side in (made.left, made.right)]
-    who = (
-        (band.left.name if isinstance(band.left, Holder) else "nobody known")
-        if band.left is not None
-        else f"{rests[0]} others"
-    )
-    place = (
-        (band.right.name or "a database that is not known")
-        if isinstance(band.right, Place)
-        else f"{rests[1]} other databases"
-    )
-    reads = (
-        f"{band.value:,} read{'' if band.value == 1 else 's'}"
-        if band.value
-        else "no read in the period, but live leases"
-    )
-    return f"{who} to {place}: {reads}, {band.kind}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,45 +121,37 @@ class Pair:
     @property
     def key(self) -> str:
         """Names the row in an address."""
-        holder = self.holder
-        names = (holder.cluster, holder.account_namespace, holder.service_account, holder.namespace, holder.pod)
-        return "|".join((*names, str(self.place.key or f"unknown {self.place.vault}")))
+        return _key(self.holder, self.place)
 
 
-def pairs(rows: Iterable[Use]) -> list[Pair]:
-    grouped: dict[tuple[Holder, Place], list[Use]] = defaultdict(list)
-    for row in rows:
-        grouped[row.holder, row.place].append(row)
-    return [_pair(holder, place, uses) for (holder, place), uses in grouped.items()]
+def _key(holder: Holder, place: Place) -> str:
+    names = (holder.cluster, holder.account_namespace, holder.service_account, holder.namespace, holder.pod)
+    return "|".join((*names, str(place.key or f"unknown {place.vault}")))
 
 
-def _pair(holder: Holder, place: Place, uses: Sequence[Use]) -> Pair:
+def _pair(uses: Sequence[Use]) -> Pair:
     counts: Counter[str] = Counter()
     for use in uses:
         counts[use.certainty] += use.reads or use.live
     return Pair(
-        holder,
-        place,
+        uses[0].holder,
+        uses[0].place,
         sum(use.reads for use in uses),
         sum(use.live for use in uses),
         min((use.first_at for use in uses if use.first_at), default=None),
         max((use.last_at for use in uses if use.last_at), default=None),
         max(use.pods for use in uses),
-        [(name, counts[name]) for name in Certainty.values if counts[name]],
+        [(name, counts[name]) for name in CERTAINTIES if counts[name]],
     )
 
 
-def _last(pair: Pair) -> float:
-    return -pair.last_at.timestamp() if pair.last_at else 0.0
-
-
-# name -> (key, whether it goes down)
-SORTS: dict[str, tuple[Callable[[Pair], tuple[object, ...]], bool]] = {
-    "reads": (lambda pair: (-pair.reads, -pair.live), True),
-    "live": (lambda pair: (-pair.live, -pair.reads), True),
-    "last": (lambda pair: (_last(pair),), True),
-    "holder": (lambda pair: (pair.holder.name == "", pair.holder.name), False),
-    "database": (lambda pair: (pair.place.name == "", pair.place.path), False),
+# name -> the key of one holder's uses of one database; the most, or the latest, come first
+SORTS: dict[str, Callable[[list[Use]], tuple[object, ...]]] = {
+    "reads": lambda uses: (-sum(use.reads for use in uses), -sum(use.live for use in uses)),
+    "live": lambda uses: (-sum(use.live for use in uses), -sum(use.reads for use in uses)),
+    "last": lambda uses: (-max(use.last_at.timestamp() if use.last_at else 0.0 for use in uses),),
+    "holder": lambda uses: (uses[0].holder.name == "", uses[0].holder.name),
+    "database": lambda uses: (uses[0].place.name == "", uses[0].place.path),
 }
 
 
@@ -170,11 +166,20 @@ class PairPage:
     after: str
 
 
-def page(rows: Iterable[Pair], *, sort: str, after: str, size: int = PAGE) -> PairPage:
-    """The rows that follow on the one called `after`; from the first on, if that one is no longer there."""
-    key = SORTS[sort][0]
-    order = sorted(rows, key=lambda pair: (*key(pair), pair.place.path, pair.holder.name, pair.key))
-    begin = next((number for number, pair in enumerate(order, start=1) if pair.key == after), 0) if after else 0
-    shown = order[begin : begin + size]
+def page(rows: Iterable[Use], *, sort: str, after: str, size: int = PAGE) -> PairPage:
+    """Uses as pairs of holder and database: those that follow on the one called `after`, from the first if that one is gone."""
+    grouped: dict[tuple[Holder, Place], list[Use]] = {}
+    for row in rows:
+        grouped.setdefault((row.holder, row.place), []).append(row)
+    key = SORTS[sort]
+    order = sorted(
+        grouped.values(), key=lambda uses: (*key(uses), uses[0].place.path, _key(uses[0].holder, uses[0].place))
+    )
+    begin = 0
+    if after:
+        begin = next(
+            (number for number, uses in enumerate(order, start=1) if _key(uses[0].holder, uses[0].place) == after), 0
+        )
+    shown = [_pair(uses) for uses in order[begin : begin + size]]
     end = begin + len(shown)
     return PairPage(shown, begin + 1, end, len(order), shown[-1].key if end < len(order) else "")

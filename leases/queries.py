@@ -250,7 +250,8 @@ def costs(*, now: datetime) -> dict[int, Cost]:
         .values_list("vault_id", "kind", "vault__audit_devices")
         .annotate(n=Sum("requests"), bytes=Sum("audit_bytes"), since=Min("first_at"))
     )
-    live = dict(_live().order_by().values_list("vault_id").annotate(n=Count("id")))
+    # not of a column: that would be read from the table, row by row
+    live = dict(_live().order_by().values_list("vault_id").annotate(n=Count("*")))
     found: dict[int, list[tuple[str, int, int, int, datetime]]] = {}
     for vault, *row in rows:
         found.setdefault(vault, []).append(tuple(row))

@@ -4,6 +4,8 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
+from urllib.parse import urlencode
 
 from django import template
 from django.template.context import Context
@@ -13,7 +15,6 @@ from django.utils.safestring import SafeString
 
 from audit.hours import Hour, State
 from audit.models import Finding, Notice, Severity
-from dashboard.paging import link
 from leases.models import Lease, Session
 from leases.queries import database_key
 from leases.review import length
@@ -85,12 +86,15 @@ SEVERITIES = {3: ("alarm", "bad"), 2: ("medium", "warn"), 1: ("info", "plain")}
 UNKNOWN = ("unknown", "plain")
 
 
+# rows of a list have the same few of these again and again
 @register.simple_tag
+@lru_cache(maxsize=256)
 def icon(name: str) -> SafeString:
     """One symbol of the sprite in parts/icons.html; the word beside it carries the meaning."""
     return format_html('<svg class="icon" aria-hidden="true" focusable="false"><use href="#i-{}"></use></svg>', name)
 
 
+@lru_cache(maxsize=1024)
 def _badge(symbol: str, tone: str, word: str) -> SafeString:
     return format_html('<span class="badge {}">{}{}</span>', tone, icon(symbol), word)
 
@@ -348,13 +352,16 @@ def command(lease: Lease, verb: str) -> str:
     return f"bao lease {verb} {namespace}{sync}{shlex.quote(lease.lease_id)}"
 
 
-@register.simple_tag(takes_context=True)
-def narrowed(context: Context, holder: Holder) -> str:
-    """The databases page over the same period for one service account, pod by pod."""
-    request = context["request"]
-    return link(
-        request, service_account=holder.service_account, namespace=holder.account_namespace, by="pod", sort="", after=""
-    )
+@register.filter
+def of_account(address: str, holder: Holder) -> str:
+    """An address that ends with ? or &, for one service account."""
+    return f"{address}{urlencode({'service_account': holder.service_account, 'namespace': holder.account_namespace})}"
+
+
+@register.filter
+@lru_cache(maxsize=1024)
+def database_address(key: int) -> str:
+    return reverse("databases-detail", args=[key])
 
 
 @register.simple_tag

@@ -8,7 +8,7 @@ from audit.findings import queries as findings
 from dashboard import usage as layout
 from dashboard.access import PageRequest, may_read, needs
 from dashboard.forms import PERIODS, USUAL_PERIOD, SessionFilterForm, UseForm
-from dashboard.paging import cursor, link
+from dashboard.paging import begun, cursor, link
 from leases import queries, session_queries, usage
 
 # so many reads and live leases in all, and they are shown pod by pod unless asked otherwise
@@ -48,7 +48,7 @@ def _used(request: PageRequest, form: UseForm, known: dict[int, usage.Place], wa
     shown = [row for row in uses.rows if where.fits(row)]
     sort = request.GET.get("sort", "")
     sort = sort if sort in layout.SORTS else "reads"
-    page = layout.page(layout.pairs(shown), sort=sort, after=request.GET.get("after", ""))
+    page = layout.page(shown, sort=sort, after=request.GET.get("after", ""))
     sessions = session_queries.open_by_database()
     return {
         "span": span,
@@ -58,6 +58,8 @@ def _used(request: PageRequest, form: UseForm, known: dict[int, usage.Place], wa
             (name, words, link(request, by=name, after=""))
             for name, words in (("pod", "Pods"), ("account", "Service accounts"))
         ],
+        # one mount alone goes without saying
+        "several": len({(place.vault, place.mount) for place in known.values()}) > 1,
         "drawing": layout.drawing(shown),
         "reads": sum(row.reads for row in shown),
         "live": sum(row.live for row in shown),
@@ -69,14 +71,12 @@ def _used(request: PageRequest, form: UseForm, known: dict[int, usage.Place], wa
         "first": link(request, after="") if request.GET.get("after") else "",
         "more": link(request, after=page.after) if page.after else "",
         "databases": [
-            (
-                row,
-                sessions.get(row.place.key or 0, 0),
-                link(request, database=str(row.place.key or "unknown"), after=""),
-            )
+            (row, sessions.get(row.place.key or 0, 0))
             for row in usage.by_database(rows, known, watched=watched)
             if where.database in (None, row.place.key or "unknown")
         ],
+        "narrow": begun(request, service_account="", namespace="", by="pod", sort="", after=""),
+        "of_database": begun(request, database="", after=""),
     }
 
 
