@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 
-from django.db.models import Min, OuterRef, Q, QuerySet, Subquery
+from django.db.models import Min, QuerySet
 
 from leases.models import SampledPeriod, WatchedKind, WatchPeriod
 
@@ -95,13 +95,10 @@ def database_samplings(databases: Collection[int], *, now: datetime) -> dict[int
 
 
 def _lately(rows: QuerySet[Any], of: str, *, now: datetime) -> dict[int, list[Period]]:
-    """The periods of the last day, and of each key the very first one, which says since when it is watched at all."""
-    first = (
-        rows.model.objects.filter(**{of: OuterRef(of)}).order_by().values(of).annotate(at=Min("from_at")).values("at")
-    )
+    """The periods of the last day, and of each key the beginning of the very first, which says since when it is watched at all."""
+    first = rows.order_by().values(of).annotate(at=Min("from_at"), until=Min("from_at")).values_list(of, "at", "until")
+    lately = rows.filter(to_at__gte=now - DAY).order_by().values_list(of, "from_at", "to_at")
     grouped: dict[int, list[Period]] = defaultdict(list)
-    for key, from_at, to_at in rows.filter(Q(to_at__gte=now - DAY) | Q(from_at=Subquery(first))).values_list(
-        of, "from_at", "to_at"
-    ):
+    for key, from_at, to_at in lately.union(first, all=True):
         grouped[key].append((from_at, to_at))
     return grouped

@@ -18,7 +18,7 @@ from leases.queries import databases
 # reads of a period that are counted for service accounts: the newest
 MOST_READS = 250_000
 # reads of a period that are counted for pods, and live leases from before it: the newest
-MOST_READS_OF_PODS = 2000
+MOST_READS_OF_PODS = 1000
 MOST_OLDER_OF_PODS = 1000
 
 
@@ -93,6 +93,11 @@ class UseFilter:
     database: int | str | None = None
     namespace: str = ""
     service_account: str = ""
+
+    @property
+    def looked_through(self) -> "UseFilter":
+        """What by_pod() finds by an index; the rest of the filter is tried on that."""
+        return UseFilter(None if self.service_account else self.database, "", self.service_account)
 
     def fits(self, use: Use) -> bool:
         holder = use.holder
@@ -188,7 +193,8 @@ def by_pod(span: Span, where: UseFilter) -> Uses:
               l.certainty, count(l.accessed_at) FILTER (WHERE NOT l.older), count(*) FILTER (WHERE l.state <> 'ended'),
               date_part('epoch', min(l.accessed_at)), date_part('epoch', max(l.accessed_at)), count(DISTINCT l.pod_uid),
               looked.older, looked.newer, date_part('epoch', looked.from_at)
-            FROM l JOIN leases_vault v ON v.id = l.vault_id, looked WHERE {rest}
+            -- one row at least, which says how far back it was looked
+            FROM looked LEFT JOIN (l JOIN leases_vault v ON v.id = l.vault_id) ON {rest}
             GROUP BY v.name, v.retired, l.database_id, l.cluster, l.service_account_namespace, l.service_account, l.pod_namespace,
               l.pod, l.certainty, looked.older, looked.newer, looked.from_at
             """,  # noqa: S608
@@ -204,11 +210,13 @@ def by_pod(span: Span, where: UseFilter) -> Uses:
     known = places()
     rows = []
     for vault, retired, database, *holder, certainty, reads, live, first_at, last_at, pods, _, _, _ in found:
+        if vault is None:
+            continue
         # of a vault that nobody asks nothing is known to be live; nor is it asked of a period that is over
         live = 0 if retired or span.to_at else live
         place = known.get(database) or Place(None, vault, "", "")
         rows.append(Use(place, Holder(*holder), certainty, reads, live, _at(first_at), _at(last_at), pods))
-    older_ones, newer_ones, oldest = found[0][-3:] if found else (0, 0, None)
+    older_ones, newer_ones, oldest = found[0][-3:]
     return Uses(
         in_order(row for row in rows if row.reads or row.live),
         _at(oldest) if newer_ones == MOST_READS_OF_PODS else None,

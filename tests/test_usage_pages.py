@@ -193,6 +193,20 @@ def test_few_reads_are_shown_pod_by_pod_and_many_by_service_account_unless_asked
     assert "shop/checkout-2 to orders" in viewer.get(unescape(address[1])).content.decode()
 
 
+def test_a_namespace_with_few_reads_among_many_is_not_looked_for_pod_by_pod_unless_asked(
+    viewer: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("dashboard.views.databases.MOST_BY_POD", 2)
+    monkeypatch.setattr(usage, "MOST_READS_OF_PODS", 2)
+    factories.lease(namespace="finance", age=500)
+    for age in (1, 2, 3):
+        factories.lease(age=age)
+    # pods are looked for among the newest reads only, service accounts among all
+    assert "finance/checkout to orders: 1 read" in viewer.get("/databases?namespace=finance").content.decode()
+    page = text(viewer.get("/databases?namespace=finance&by=pod"))
+    assert "Counted are the newest reads of the period" in page
+
+
 def test_two_hundred_workloads_are_drawn_as_twenty_and_others_and_the_table_has_them_all(viewer: Client) -> None:
     for number in range(200):
         factories.lease(service_account=f"sa-{number:03}", certainty=Certainty.SERVICE_ACCOUNT)

@@ -42,7 +42,7 @@ def _used(request: PageRequest, form: UseForm, known: dict[int, usage.Place], wa
     span, where = form.span(), form.where()
     accounts = usage.by_account(span)
     rows = [row for row in accounts.rows if where.fits(row)]
-    few = sum(row.reads + row.live for row in rows) <= MOST_BY_POD
+    few = sum(row.reads + row.live for row in accounts.rows if where.looked_through.fits(row)) <= MOST_BY_POD
     by = request.GET.get("by") or ("pod" if few else "account")
     uses = usage.by_pod(span, where) if by == "pod" else accounts
     shown = [row for row in uses.rows if where.fits(row)]
