@@ -21,6 +21,7 @@ from audit.models import (
     DatabaseLog,
     Event,
     Gap,
+    Kind,
     RawBlock,
     RejectedLine,
     Sighting,
@@ -333,6 +334,27 @@ def lease_events(lease: Lease, *, now: datetime) -> list[LeaseEvent]:
     ):
         sightings[sighting.request].append(sighting)
     return [LeaseEvent(event, sightings[event.request]) for event in reversed(found)]
+
+
+def reads_by_hour(*, now: datetime, hours: int = 24) -> list[tuple[datetime, int]]:
+    """Hours up to the present one, oldest first, and how many dynamic credentials were read in each, of the vaults that are
+    watched. From the hourly counts."""
+    begin = hour(now) - (hours - 1) * HOUR
+    with connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT h.hour, sum(h.events - h.own)::bigint
+            FROM leases_vault v, generate_series(%(from)s::timestamptz, %(to)s::timestamptz, interval '1 hour') AS t (hour),
+              LATERAL (
+                SELECT hour, events, own FROM audit_hourly
+                WHERE vault_id = v.id AND hour = t.hour AND kind = %(kind)s
+              ) h
+            WHERE NOT v.retired GROUP BY h.hour
+            """,
+            {"from": begin, "to": hour(now), "kind": int(Kind.READ)},
+        )
+        counts = dict(cursor.fetchall())
+    return [(begin + number * HOUR, counts.get(begin + number * HOUR, 0)) for number in range(hours)]
 
 
 def accesses_by_service_account(*, vault: str, from_at: datetime, to_at: datetime) -> list[tuple[str, str, int]]:

@@ -16,6 +16,7 @@ from leases.models.actions import ActionKind, JobState
 from leases.models.sessions import Place
 from leases.queries import LeaseFilter
 from leases.session_queries import SessionFilter
+from leases.usage import Span, UseFilter
 from leases.workload_queries import LAST, LIVE, NAME, WorkloadFilter
 
 STATES = [
@@ -39,9 +40,7 @@ OPERATIONS = (
     "revoke",
     "renew",
 )
-PERIODS = {"1h": ("1 hour", 1), "24h": ("24 hours", 24), "7d": ("7 days", 7 * 24)}
-
-WORKLOAD_PERIODS = {**PERIODS, "30d": ("30 days", 30 * 24)}
+PERIODS = {"1h": ("1 hour", 1), "24h": ("24 hours", 24), "7d": ("7 days", 7 * 24), "30d": ("30 days", 30 * 24)}
 USUAL_PERIOD = "24h"
 
 
@@ -101,7 +100,7 @@ class WorkloadFilterForm(forms.Form):
 
     by = forms.ChoiceField(choices=[("account", "service accounts"), ("pod", "pods")], required=False, label="List")
     period = forms.ChoiceField(
-        choices=[(key, f"the last {name}") for key, (name, _) in WORKLOAD_PERIODS.items()], label="Read in"
+        choices=[(key, f"the last {name}") for key, (name, _) in PERIODS.items()], label="Read in"
     )
     holding = forms.ChoiceField(choices=[("", "whether or not"), ("now", "leases now")], required=False, label="Holds")
     cluster = forms.ChoiceField(required=False)
@@ -123,7 +122,7 @@ class WorkloadFilterForm(forms.Form):
     def where(self, *, now: datetime) -> WorkloadFilter:
         """The filter; needs a valid form."""
         cleaned = {name: value.strip() for name, value in self.cleaned_data.items()}
-        _, hours = WORKLOAD_PERIODS[cleaned["period"]]
+        _, hours = PERIODS[cleaned["period"]]
         return WorkloadFilter(
             since=now - timedelta(hours=hours),
             cluster=cleaned["cluster"],
@@ -253,6 +252,66 @@ class EventFilterForm(forms.Form):
     def narrowed(self) -> bool:
         """Whether anything is asked for."""
         return any(value for name, value in self.data.items() if name in self.fields)
+
+
+class UseForm(forms.Form):
+    """Over which period, and for whom, it is shown who used which database. Times are UTC unless they name their offset."""
+
+    # the links beside the title choose it
+    period = forms.ChoiceField(
+        choices=[(key, name) for key, (name, _) in PERIODS.items()], required=False, widget=forms.HiddenInput
+    )
+    database = forms.ChoiceField(required=False)
+    namespace = forms.CharField(max_length=253, required=False)
+    service_account = forms.CharField(max_length=253, required=False, label="Service account")
+
+    def __init__(self, *args: Any, databases: list[tuple[str, str]], now: datetime, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.now = now
+        # a word that Python keeps for itself
+        self.fields["from"] = _moment("From (UTC)")
+        self.fields["to"] = _moment("To (UTC)")
+        self.fields["database"] = forms.ChoiceField(
+            choices=[("", "any"), *databases, ("unknown", "not known")],
+            required=False,
+            error_messages={"invalid_choice": "No such database is watched. Choose one of the list."},
+        )
+        self.order_fields(["period", "from", "to", "database", "namespace", "service_account"])
+
+    def clean(self) -> dict[str, Any]:
+        cleaned: dict[str, Any] = super().clean() or {}
+        begin, end = cleaned.get("from"), cleaned.get("to")
+        for name, moment in (("from", begin), ("to", end)):
+            if moment and moment < OLDEST:
+                self.add_error(name, "No audit log can be of that time.")
+        if begin and begin > self.now:
+            self.add_error("from", "This is still to come. Choose a moment up to now; it is UTC.")
+        elif begin and end and end <= begin:
+            self.add_error("to", "The period ends before it begins. Choose a later end.")
+        return cleaned
+
+    @property
+    def narrowed(self) -> bool:
+        """Whether anything but the default is asked for."""
+        return any(value for name, value in self.data.items() if name in self.fields and value != USUAL_PERIOD)
+
+    def span(self) -> Span:
+        """Needs a valid form. An end that is still to come is none; without a beginning the period reaches back from its end."""
+        begin, end = self.cleaned_data["from"], self.cleaned_data["to"]
+        if end and end > self.now:
+            end = None
+        hours = PERIODS[self.cleaned_data["period"] or USUAL_PERIOD][1]
+        return Span(begin or (end or self.now) - timedelta(hours=hours), end)
+
+    def where(self) -> UseFilter:
+        """Needs a valid form."""
+        cleaned = self.cleaned_data
+        database = cleaned["database"]
+        return UseFilter(
+            int(database) if database.isdigit() else database or None,
+            cleaned["namespace"].strip(),
+            cleaned["service_account"].strip(),
+        )
 
 
 class RevokeForm(forms.Form):

@@ -38,3 +38,9 @@ def link(request: HttpRequest, **changes: str) -> str:
     for name in [name for name, value in query.items() if not value]:
         del query[name]
     return f"{request.path}?{query.urlencode()}" if query else request.path
+
+
+def begun(request: HttpRequest, **changes: str) -> str:
+    """As link(), to be gone on with by a parameter that is another one in each row."""
+    address = link(request, **changes)
+    return f"{address}{'&' if '?' in address else '?'}"

@@ -1,86 +1,106 @@
 """Rows as the pages lay them out: pure rearrangement of what the reads return."""
 
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import groupby
 
 from audit.hours import Hour
 from audit.models import Coverage
 from audit.timemachine import Held
-from leases.models import Lease
-from leases.queries import LiveCount, Use, Used, certainties
+from dashboard.charts import Bar, bars
+from leases.models import Lease, LeaseState
+from leases.queries import in_order
+from leases.usage import Live, Place
+
+OPEN_STATES = [state for state in LeaseState.values if state != LeaseState.ENDED]
+
+
+# databases that have a row of their own; what is beyond stands together
+MOST_LIVE_ROWS = 12
 
 
 @dataclass(frozen=True, slots=True)
 class LiveRow:
-    vault: str
-    database: str
-    counts: list[int]
+    """Without a place it stands for `of` databases."""
+
+    place: Place | None
+    states: list[int]
+    certainties: list[int]
     total: int
+    of: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class LiveMatrix:
-    """Live leases: one row per database, one column per certainty that occurs."""
+    """Live leases: one row per database, one column per state and one per certainty, as far as they occur."""
 
+    states: list[str] = field(default_factory=list)
     certainties: list[str] = field(default_factory=list)
     rows: list[LiveRow] = field(default_factory=list)
-    totals: list[int] = field(default_factory=list)
-    total: int = 0
-    revoking: int = 0
+    all: LiveRow = field(default_factory=lambda: LiveRow(None, [], [], 0))
     irrevocable: int = 0
 
     @property
     def vaults(self) -> int:
-        return len({row.vault for row in self.rows})
+        return len({row.place.vault for row in self.rows if row.place})
 
 
-def live_matrix(counts: list[LiveCount]) -> LiveMatrix:
-    columns = certainties(counts)
-    rows = []
-    for (vault, database), group in groupby(counts, key=lambda count: (count["vault"], count["database"])):
-        cells = dict.fromkeys(columns, 0)
-        for count in group:
-            cells[count["certainty"]] += count["count"]
-        rows.append(LiveRow(vault, database, list(cells.values()), sum(cells.values())))
-    # an unknown database reads best at the end
-    rows.sort(key=lambda row: (row.database == "", row.vault, row.database))
-    totals = [sum(column) for column in zip(*(row.counts for row in rows), strict=True)]
-    in_state = {state: sum(c["count"] for c in counts if c["state"] == state) for state in ("revoking", "irrevocable")}
-    return LiveMatrix(columns, rows, totals, sum(totals), in_state["revoking"], in_state["irrevocable"])
+def live_matrix(counts: Sequence[Live]) -> LiveMatrix:
+    states = [state for state in OPEN_STATES if any(row.state == state for row in counts)]
+    certainties = in_order({row.certainty for row in counts})
+
+    def row(place: Place | None, of: Collection[Live], databases: int = 1) -> LiveRow:
+        return LiveRow(
+            place,
+            [sum(one.count for one in of if one.state == state) for state in states],
+            [sum(one.count for one in of if one.certainty == certainty) for certainty in certainties],
+            sum(one.count for one in of),
+            databases,
+        )
+
+    of_place: dict[Place, list[Live]] = defaultdict(list)
+    for one in counts:
+        of_place[one.place].append(one)
+    rows = sorted((row(place, of) for place, of in of_place.items()), key=lambda one: -one.total)
+    shown, rest = (rows, []) if len(rows) <= MOST_LIVE_ROWS + 1 else (rows[:MOST_LIVE_ROWS], rows[MOST_LIVE_ROWS:])
+    # by name, so that rows keep their places; an unknown database reads best at the end
+    shown.sort(key=lambda one: (one.place.name == "", one.place.path) if one.place else (True, ""))
+    if rest:
+        places = {one.place for one in rest}
+        shown.append(row(None, [one for one in counts if one.place in places], len(rest)))
+    return LiveMatrix(
+        states, certainties, shown, row(None, counts), sum(c.count for c in counts if c.state == "irrevocable")
+    )
 
 
 @dataclass(frozen=True, slots=True)
-class DatabaseUse:
-    """One database and who used it; without `uses` only how much."""
+class Rate:
+    """How many credentials were read in each minute or hour of a while, as bars and in words."""
 
-    used: Used
-    uses: list[Use] | None
-    sessions: int
+    bars: list[Bar]
+    height: float
+    total: int
+    most: int
+    most_at: datetime
+    # the last that is over, and the one that goes on
+    last: int
+    running: int
 
-    @property
-    def key(self) -> str:
-        used = self.used
-        return f"{used.vault}/{used.mount}/{used.database}" if used.database else "unknown"
+    begun_at: datetime
 
 
-def uses_by_database(
-    used: Iterable[Used], uses: Iterable[Use], *, shown: Collection[Used], sessions: Mapping[int, int]
-) -> list[DatabaseUse]:
-    """Databases with those of their uses that are shown, and their open sessions; one that is not known comes last."""
-    grouped: dict[tuple[str, str, str], list[Use]] = defaultdict(list)
-    for use in uses:
-        grouped[use.vault, use.mount, use.database].append(use)
-    order = sorted(used, key=lambda row: (row.database == "", row.vault, row.mount, row.database))
-    return [
-        DatabaseUse(
-            row,
-            grouped[row.vault, row.mount, row.database] if row in shown else None,
-            sessions.get(row.pk, 0) if row.pk else 0,
-        )
-        for row in order
-    ]
+RATE_HEIGHT = 56.0
+
+
+def rate(counts: Sequence[tuple[datetime, int]]) -> Rate:
+    """At least two (time, reads), oldest first, of which the last still goes on."""
+    drawn = bars([(f"{at:%H:%M}: {n:,}", n) for at, n in counts], height=RATE_HEIGHT)
+    most_at, most = max(counts, key=lambda count: count[1])
+    return Rate(
+        drawn, RATE_HEIGHT, sum(n for _, n in counts), most, most_at, counts[-2][1], counts[-1][1], counts[0][0]
+    )
 
 
 @dataclass(frozen=True, slots=True)

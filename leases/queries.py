@@ -4,8 +4,7 @@ Lists have an explicit order with a unique tail; long ones are read in keyset pa
 """
 
 import hashlib
-from collections import Counter
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TypedDict
@@ -39,6 +38,8 @@ from leases.models.actions import OPEN_REVOCATION_STATES, JobState
 from leases.models.sources import SourceKind
 
 PAGE = 50
+# counting goes no further: a page says "500 or more"
+MOST_COUNTED = 500
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
@@ -252,7 +253,8 @@ def costs(*, now: datetime) -> dict[int, Cost]:
         .values_list("vault_id", "kind", "vault__audit_devices")
         .annotate(n=Sum("requests"), bytes=Sum("audit_bytes"), since=Min("first_at"))
     )
-    live = dict(_live().order_by().values_list("vault_id").annotate(n=Count("id")))
+    # not of a column: that would be read from the table, row by row
+    live = dict(_live().order_by().values_list("vault_id").annotate(n=Count("*")))
     found: dict[int, list[tuple[str, int, int, int, datetime]]] = {}
     for vault, *row in rows:
         found.setdefault(vault, []).append(tuple(row))
@@ -327,6 +329,12 @@ def ending_next(*, limit: int) -> list[Lease]:
         .select_related("vault", "database")
         .order_by("expires_at", "id")[:limit]
     )
+
+
+def ending_within(*, now: datetime, span: timedelta) -> int:
+    """Leases whose time is over by then; MOST_COUNTED stands for that many or more."""
+    rows = _live().exclude(state=LeaseState.IRREVOCABLE).filter(expires_at__lte=now + span)
+    return rows.order_by("expires_at", "id")[:MOST_COUNTED].count()
 
 
 def newest(*, limit: int) -> list[Lease]:
@@ -536,129 +544,7 @@ def waiting_jobs(*, limit: int = PAGE) -> list[Job]:
     return list(rows.order_by("id")[:limit])
 
 
-# --- which pod used which database -------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Use:
-    """One holder's use of one database. `pods` counts the pod uids behind one pod name."""
-
-    vault: str
-    mount: str
-    database: str
-    cluster: str
-    account_namespace: str
-    service_account: str
-    namespace: str
-    pod: str
-    certainty: str
-    pods: int
-    reads: int
-    live: int
-    first_at: datetime | None
-    last_at: datetime | None
-
-
-@dataclass(frozen=True, slots=True)
-class Used:
-    """How much a database was used: credential reads since then (MOST_COUNTED stands for that many or more), live leases."""
-
-    pk: int | None
-    vault: str
-    mount: str
-    database: str
-    reads: int
-    live: int
-
-
-MOST_USES = 500
-# counting goes no further: a page says "500 or more"
-MOST_COUNTED = 500
-# of one database, whose holders are grouped: so many of the newest reads, and so many live leases from before
-MOST_GROUPED = 2000
-
-_BEGAN = "COALESCE(l.accessed_at, l.first_seen_at)"
-# what was read for a database (its condition comes first) since then, newest first, and what is live from before
-_USED = """
-    (SELECT l.* FROM leases_lease l WHERE {of} AND {began} >= %(since)s ORDER BY {began} DESC, l.id DESC LIMIT {most})
-    UNION ALL
-    (SELECT l.* FROM leases_lease l WHERE {of} AND l.vault_id = {vault} AND l.state <> 'ended' AND {began} < %(since)s LIMIT {most})
-"""
-
-
-def databases_used(*, since: datetime) -> list[Used]:
-    """Every database of a watched vault, and others that were used since then; leases of no known database by their mount."""
-    known = {row.pk: row for row in databases(retired=True)}
-    open_ = Counter(
-        dict(
-            Lease.objects.exclude(state=LeaseState.ENDED)
-            .exclude(database=None)
-            .order_by()
-            .values_list("database")
-            .annotate(n=Count("*"))
-        )
-    )
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"""
-            SELECT d.id, (SELECT count(*) FROM (
-              SELECT 1 FROM leases_lease l WHERE l.database_id = d.id AND {_BEGAN} >= %(since)s AND l.accessed_at >= %(since)s
-              ORDER BY {_BEGAN} DESC, l.id DESC LIMIT {MOST_COUNTED}) l)
-            FROM leases_database d
-            """,  # noqa: S608
-            {"since": since},
-        )
-        reads = dict(cursor.fetchall())
-        used = _USED.format(of="l.database_id IS NULL", began=_BEGAN, vault="v.id", most=MOST_COUNTED)
-        cursor.execute(
-            f"""
-            SELECT v.name, l.mount, count(*) FILTER (WHERE l.accessed_at >= %(since)s), count(*) FILTER (WHERE l.state <> 'ended')
-            FROM leases_vault v, LATERAL ({used}) l WHERE l.vault_id = v.id GROUP BY 1, 2 ORDER BY 1, 2
-            """,  # noqa: S608
-            {"since": since},
-        )
-        unknown = [
-            Used(None, vault, mount, "", min(r, MOST_COUNTED), n) for vault, mount, r, n in cursor.fetchall() if r or n
-        ]
-    found = [
-        Used(pk, row.vault.name, row.mount, row.name, reads.get(pk, 0), open_[pk])
-        for pk, row in known.items()
-        if not row.vault.retired or reads.get(pk) or open_[pk]
-    ]
-    return found + unknown
-
-
-def use_of_databases(*, since: datetime, of: Collection[int | None] | None = None) -> list[Use]:
-    """Who read credentials for these databases (by key; None: not known) since then, or still holds some from before.
-
-    Without `of`: for all. At most MOST_USES rows, from at most MOST_GROUPED reads and as many older live leases of each.
-    """
-    keys = [row.pk for row in databases(retired=True)] if of is None else [key for key in of if key is not None]
-    used = _USED.format(of="l.database_id = d.id", began=_BEGAN, vault="d.vault_id", most=MOST_GROUPED)
-    query = f"SELECT l.*, d.name AS database FROM leases_database d, LATERAL ({used}) l WHERE d.id = ANY(%(keys)s)"  # noqa: S608
-    if of is None or None in of:
-        unknown = _USED.format(of="l.database_id IS NULL", began=_BEGAN, vault="v.id", most=MOST_GROUPED)
-        query += f" UNION ALL SELECT l.*, '' FROM leases_vault v, LATERAL ({unknown}) l WHERE l.vault_id = v.id"  # noqa: S608
-    with connection.cursor() as cursor:
-        cursor.execute(
-            f"""
-            SELECT v.name, l.mount, l.database, l.cluster, l.service_account_namespace, l.service_account, l.pod_namespace,
-              l.pod, l.certainty, count(DISTINCT l.pod_uid), count(*) FILTER (WHERE l.accessed_at >= %(since)s) AS reads,
-              count(*) FILTER (WHERE l.state <> 'ended') AS live, min(l.accessed_at), max(l.accessed_at)
-            FROM ({query}) l JOIN leases_vault v ON v.id = l.vault_id
-            WHERE l.accessed_at >= %(since)s OR l.state <> 'ended'
-            GROUP BY 1, 2, 3, 4, 5, 6, 7, 8, 9
-            ORDER BY 1, 2, 3, live DESC, reads DESC, 4, 7, 8, 5, 6, 9
-            LIMIT {MOST_USES}
-            """,  # noqa: S608
-            {"since": since, "keys": keys},
-        )
-        return [Use(*row) for row in cursor.fetchall()]
-
-
-def certainties(rows: Iterable[LiveCount]) -> list[str]:
-    """Certainties in their order, from the best down, as far as they occur."""
-    return in_order({row["certainty"] for row in rows})
+# --- words -------------------------------------------------------------------------------------------------------
 
 
 def in_order(present: Collection[str]) -> list[str]:

@@ -257,7 +257,7 @@ def test_a_database_tells_how_its_sessions_are_known_what_that_costs_and_what_is
     ):
         assert said in page, said
     assert f'href="/databases/{scene["database"].pk}"' in viewer.get("/databases").content.decode()
-    assert "6 sessions open" in text(viewer.get("/databases"))
+    assert "of orders: 6" in text(viewer.get("/databases"))
     assert viewer.get("/databases/999999").status_code == 404
 
 

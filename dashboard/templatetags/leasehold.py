@@ -2,11 +2,14 @@
 
 import shlex
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from urllib.parse import urlencode
 
 from django import template
 from django.template.context import Context
+from django.urls import reverse
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString
 
@@ -18,6 +21,7 @@ from dashboard.receipts import Line
 from leases.models import Action, ActionStep, Lease, Session
 from leases.queries import database_key
 from leases.review import length
+from leases.usage import Holder
 
 register = template.Library()
 
@@ -101,15 +105,15 @@ SEVERITIES = {3: ("alarm", "bad"), 2: ("medium", "warn"), 1: ("info", "plain")}
 UNKNOWN = ("unknown", "plain")
 
 
+# rows of a list have the same few of these again and again
 @register.simple_tag
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)
 def icon(name: str) -> SafeString:
     """One symbol of the sprite in parts/icons.html; the word beside it carries the meaning."""
     return format_html('<svg class="icon" aria-hidden="true" focusable="false"><use href="#i-{}"></use></svg>', name)
 
 
-# a page of a list shows the same few hundreds of times
-@lru_cache(maxsize=512)
+@lru_cache(maxsize=1024)
 def _badge(symbol: str, tone: str, word: str) -> SafeString:
     return format_html('<span class="badge {}">{}{}</span>', tone, icon(symbol), word)
 
@@ -256,6 +260,12 @@ def legend() -> SafeString:
 def grouped(number: int) -> str:
     """12,345,678"""
     return f"{number:,}"
+
+
+@register.filter
+def beside(names: Sequence[str], values: Sequence[int]) -> list[tuple[str, int]]:
+    """Each name with its value."""
+    return list(zip(names, values, strict=True))
 
 
 @register.filter
@@ -468,6 +478,18 @@ def command(lease: Lease, verb: str) -> str:
     namespace = f"-namespace={shlex.quote(lease.vault_namespace)} " if lease.vault_namespace else ""
     sync = "-sync " if verb == "revoke" else ""
     return f"bao lease {verb} {namespace}{sync}{shlex.quote(lease.lease_id)}"
+
+
+@register.filter
+def of_account(address: str, holder: Holder) -> str:
+    """An address that ends with ? or &, for one service account."""
+    return f"{address}{urlencode({'service_account': holder.service_account, 'namespace': holder.account_namespace})}"
+
+
+@register.filter
+@lru_cache(maxsize=1024)
+def database_address(key: int) -> str:
+    return reverse("databases-detail", args=[key])
 
 
 @register.simple_tag

@@ -1,47 +1,83 @@
 """Which pod used which database; and one database with its sessions and how they are watched."""
 
-from datetime import timedelta
-
 from django.http import Http404, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
 
 from audit.findings import queries as findings
+from dashboard import usage as layout
 from dashboard.access import PageRequest, may_read, needs
-from dashboard.forms import PERIODS, SessionFilterForm
-from dashboard.paging import cursor, link
-from dashboard.tables import uses_by_database
-from leases import queries, session_queries
+from dashboard.forms import PERIODS, USUAL_PERIOD, SessionFilterForm, UseForm
+from dashboard.paging import begun, cursor, link
+from leases import queries, session_queries, usage
 
-# so many reads and live leases in all, and everybody's holders stand on one page
-MOST_TOGETHER = 2000
+# so many reads and live leases in all, and they are shown pod by pod unless asked otherwise
+MOST_BY_POD = 1000
 
 
 @needs(may_read)
 def index(request: PageRequest) -> HttpResponse:
     now = timezone.now()
-    period = request.GET.get("period", "24h")
-    if period not in PERIODS:
-        period = "24h"
-    label, hours = PERIODS[period]
-    since = now - timedelta(hours=hours)
-    used = queries.databases_used(since=since)
-    chosen = request.GET.get("database", "")
-    together = not chosen and sum(row.reads + row.live for row in used) <= MOST_TOGETHER
-    shown = [row for row in used if together or str(row.pk or "unknown") == chosen]
-    uses = queries.use_of_databases(since=since, of={row.pk for row in shown}) if shown else []
-    context = {
+    known = usage.places()
+    watched = [row.pk for row in queries.databases()]
+    form = UseForm(request.GET, databases=[(str(key), known[key].path) for key in watched], now=now)
+    period = request.GET.get("period") or USUAL_PERIOD
+    context: dict[str, object] = {
         "now": now,
-        "databases": uses_by_database(used, uses, shown=shown, sessions=session_queries.open_by_database()),
-        "all": link(request, database="") if chosen else "",
-        "period": period,
-        "period_label": label,
-        "periods": [(key, name, link(request, period=key)) for key, (name, _) in PERIODS.items()],
-        "cut_off_at": queries.MOST_USES if len(uses) == queries.MOST_USES else None,
-        "grouped_at": queries.MOST_GROUPED if any(row.live > queries.MOST_GROUPED for row in shown) else None,
-        "most": queries.MOST_COUNTED,
+        "form": form,
+        "known": watched,
+        "periods": [
+            (key, name, link(request, period=key, to="", after="", **{"from": ""}))
+            for key, (name, _) in PERIODS.items()
+        ],
+        "period": "" if request.GET.get("from") or request.GET.get("to") else period,
+        "sources": watched,
     }
+    if form.is_valid():
+        context |= _used(request, form, known, watched)
     return render(request, "databases/list.html", context)
+
+
+def _used(request: PageRequest, form: UseForm, known: dict[int, usage.Place], watched: list[int]) -> dict[str, object]:
+    span, where = form.span(), form.where()
+    accounts = usage.by_account(span)
+    rows = [row for row in accounts.rows if where.fits(row)]
+    few = sum(row.reads + row.live for row in accounts.rows if where.looked_through.fits(row)) <= MOST_BY_POD
+    by = request.GET.get("by") or ("pod" if few else "account")
+    uses = usage.by_pod(span, where) if by == "pod" else accounts
+    shown = [row for row in uses.rows if where.fits(row)]
+    sort = request.GET.get("sort", "")
+    sort = sort if sort in layout.SORTS else "reads"
+    page = layout.page(shown, sort=sort, after=request.GET.get("after", ""))
+    sessions = session_queries.open_by_database()
+    return {
+        "span": span,
+        "where": where,
+        "by": by,
+        "choices": [
+            (name, words, link(request, by=name, after=""))
+            for name, words in (("pod", "Pods"), ("account", "Service accounts"))
+        ],
+        # one mount alone goes without saying
+        "several": len({(place.vault, place.mount) for place in known.values()}) > 1,
+        "drawing": layout.drawing(shown),
+        "reads": sum(row.reads for row in shown),
+        "live": sum(row.live for row in shown),
+        "holders": len({row.holder for row in shown if row.holder.name}),
+        "counted": uses,
+        "page": page,
+        "sort": sort,
+        "sorts": {name: link(request, sort=name, after="") for name in layout.SORTS},
+        "first": link(request, after="") if request.GET.get("after") else "",
+        "more": link(request, after=page.after) if page.after else "",
+        "databases": [
+            (row, sessions.get(row.place.key or 0, 0))
+            for row in usage.by_database(rows, known, watched=watched)
+            if where.database in (None, row.place.key or "unknown")
+        ],
+        "narrow": begun(request, service_account="", namespace="", by="pod", sort="", after=""),
+        "of_database": begun(request, database="", after=""),
+    }
 
 
 @needs(may_read)

@@ -12,7 +12,7 @@ from audit.batch import OLDEST
 from audit.findings import queries as findings
 from dashboard.access import PageRequest, may_read, needs
 from dashboard.tables import readable, total
-from leases import queries
+from leases import queries, source_queries
 
 DAY = timedelta(days=1)
 
@@ -27,6 +27,9 @@ def index(request: PageRequest) -> HttpResponse:
     streams = audit.queries.stream_statuses(now=now)
     costs, put_off, samplings = queries.costs(now=now), queries.put_off_lists(), queries.samplings()
     days = audit.queries.last_day([item.stream for item in streams], now=now)
+    clusters, databases = queries.clusters(), queries.databases()
+    watches = source_queries.cluster_watches([row.pk for row in clusters], now=now)
+    known = source_queries.database_samplings([row.pk for row in databases], now=now)
     context = {
         "now": now,
         "version": version,
@@ -34,11 +37,11 @@ def index(request: PageRequest) -> HttpResponse:
         "vaults": [
             (row, status["vault", row.name], costs.get(row.pk), put_off.get(row.pk, [])) for row in queries.vaults()
         ],
-        "clusters": [(row, status["cluster", row.name]) for row in queries.clusters()],
+        "clusters": [(row, status["cluster", row.name], watches[row.pk]) for row in clusters],
         "auth_mounts": queries.auth_mounts(),
         "databases": [
-            (row, status.get(("database", queries.database_key(row))), samplings.get(row.pk))
-            for row in queries.databases()
+            (row, status.get(("database", queries.database_key(row))), samplings.get(row.pk), known[row.pk])
+            for row in databases
         ],
         "streams": [(item, days[item.stream.pk]) for item in streams],
         "database_logs": audit.queries.database_logs(now=now),

@@ -9,7 +9,7 @@ import audit.queries
 from audit.findings import queries as findings
 from dashboard import addresses
 from dashboard.access import PageRequest, may_read, needs
-from dashboard.forms import USUAL_PERIOD, WORKLOAD_PERIODS, WorkloadFilterForm
+from dashboard.forms import PERIODS, USUAL_PERIOD, WorkloadFilterForm
 from dashboard.paging import cursor, link
 from dashboard.timeline import lives
 from leases import queries, workload_queries
@@ -38,7 +38,7 @@ def index(request: PageRequest) -> HttpResponse:
         "by_pod": by_pod,
         "page": page,
         "sort": request.GET.get("sort") or LAST,
-        "period": WORKLOAD_PERIODS[form.cleaned_data["period"]][0] if form.is_valid() else "",
+        "period": PERIODS[form.cleaned_data["period"]][0] if form.is_valid() else "",
         "lists": [
             (name, link(request, by=by, before="", sort=""), by_pod == bool(by))
             for by, name in (("", "Service accounts"), ("pod", "Pods"))

@@ -181,8 +181,7 @@ class Lease(models.Model):
             models.Index(*NEWEST_FIRST, name="lease_open_newest", condition=~Q(state="ended")),
             # queries.leases_page() of what somebody must look at
             models.Index(*NEWEST_FIRST, name="lease_stuck_newest", condition=Q(state__in=["revoking", "irrevocable"])),
-            # queries.leases_page() of a database, use_of_databases(); databases_used() reads nothing but this index, for which
-            # the columns of the expression must be in it
+            # queries.leases_page() and usage.by_pod() of a database
             models.Index(
                 F("database"), *NEWEST_FIRST, name="lease_of_database", include=["accessed_at", "first_seen_at"]
             ),
@@ -218,6 +217,19 @@ class Lease(models.Model):
             models.Index(
                 fields=["vault", "database", "certainty", "state"],
                 name="lease_open_counts",
+                condition=~Q(state="ended"),
+            ),
+            # usage.by_account(): every read of a period, by nothing but this index
+            models.Index(
+                fields=["accessed_at"],
+                name="lease_reads",
+                include=["vault", "database", "cluster", "service_account_namespace", "service_account", "certainty"],
+                condition=~Q(accessed_at=None),
+            ),
+            # usage.by_account(): what is live, by nothing but this index and already in groups
+            models.Index(
+                fields=["vault", "database", "cluster", "service_account_namespace", "service_account", "certainty"],
+                name="lease_open_holders",
                 condition=~Q(state="ended"),
             ),
             # lease_lived, lease_issue_unknown and lease_forced stand in migration 0011: audit/timemachine.py

@@ -79,6 +79,10 @@ def cases(ground: Ground) -> Cases:
     def moment(dice: Random) -> str:
         return f"{ground.from_at + timedelta(days=DAYS) * dice.random():%Y-%m-%dT%H:%M:%S}"
 
+    def stretch(dice: Random) -> str:
+        first, last = sorted(moment(dice) for _ in range(2))
+        return f"from={first}&to={last}"
+
     def account(dice: Random) -> int:
         return dice.randrange(ACCOUNTS)
 
@@ -126,7 +130,12 @@ def cases(ground: Ground) -> Cases:
         "/databases 1 h": lambda _: "/databases?period=1h",
         "/databases 24 h": lambda _: "/databases",
         "/databases 7 d": lambda _: "/databases?period=7d",
-        "/databases, holders of one, 7 d": lambda d: f"/databases?period=7d&database={d.choice(keys)}",
+        "/databases 30 d": lambda _: "/databases?period=30d",
+        "/databases from, to": lambda d: f"/databases?{stretch(d)}",
+        "/databases by pod": lambda d: f"/databases?by=pod&period={d.choice(('24h', '30d'))}",
+        "/databases by pod from, to": lambda d: f"/databases?by=pod&{stretch(d)}",
+        "/databases, holders of one, 7 d": lambda d: f"/databases?period=7d&by=pod&database={d.choice(keys)}",
+        "/databases, pods of a service account": lambda d: f"/databases?period=30d&by=pod&{namespaced(d)}",
         "/databases/N": lambda d: f"/databases/{d.choice(keys[:-1])}",
         "/databases/N deep": lambda d: f"/databases/{d.choice(keys[:-1])}?before={session_before(d)}",
         "/databases/N open": lambda d: f"/databases/{d.choice(keys[:-1])}?state=open&before={session_before(d)}",
