@@ -157,11 +157,12 @@ def fill(job: Job, *, leases: list[Lease], taken: list[Revocation], now: datetim
 
 
 def queue(job: Job, *, now: datetime) -> None:
-    """Its first turns, after commit. Should the broker lose the message, the sweep finds the job."""
+    """Its first turns, after commit. Should the broker be away or lose the message, the sweep finds the job."""
     from leases.tasks import start_job
 
     Job.objects.filter(pk=job.pk).update(claimed_until=None, updated_at=now)
-    transaction.on_commit(partial(start_job, job.pk))
+    # robust: what was confirmed stands, whatever becomes of the message
+    transaction.on_commit(partial(start_job, job.pk), robust=True)
 
 
 def say(job: Job, name: str, detail: str, *, now: datetime) -> None:
