@@ -12,7 +12,7 @@ from dashboard.access import PageRequest, may_read, needs
 from dashboard.forms import PERIODS, USUAL_PERIOD, WorkloadFilterForm
 from dashboard.paging import cursor, link
 from dashboard.timeline import lives
-from leases import queries, workload_queries
+from leases import action_queries, queries, workload_queries
 from leases.workload_queries import LAST, Account, Place, PodPage, WorkloadPage
 
 
@@ -92,6 +92,8 @@ def detail(request: PageRequest, cluster: str, namespace: str, name: str) -> Htt
     context = {
         "now": now,
         "account": account,
+        "scope": f"{cluster}/{namespace}/{name}",
+        "contained": action_queries.containment_of(cluster=cluster, namespace=namespace, service_account=name),
         "opened": opened,
         "live": sum(row.live for row in opened),
         "last_at": opened[0].last_at if opened else None,
