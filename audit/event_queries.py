@@ -190,7 +190,8 @@ def _rows(keys: Sequence[_Key]) -> list[Event]:
         return []
     # the times leave the other days' partitions alone
     rows = Event.objects.filter(request__in=[key[1] for key in keys], at__gte=keys[-1][0], at__lte=keys[0][0])
-    found = {(event.request, event.vault_id): event for event in rows.select_related(*Event.SPELLED_OUT)}
+    # by their keys: a join over many days may read all texts
+    found = {(event.request, event.vault_id): event for event in rows.prefetch_related(*Event.SPELLED_OUT)}
     return [found[key] for _, *rest in keys if (key := (rest[0], rest[1])) in found]
 
 
