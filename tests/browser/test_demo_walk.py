@@ -133,9 +133,10 @@ def test_a_lease_appears_within_seconds_of_being_issued(operator: Page, demo: De
 
 def test_which_pod_used_which_database(operator: Page, demo: Demo) -> None:
     page = operator
-    page.goto(f"{demo.url}/databases")
+    page.goto(f"{demo.url}/databases?by=pod")
     for database in ("orders", "billing"):
-        expect(page.get_by_role("heading", name=database)).to_be_visible()
+        expect(page.locator(".side.to").get_by_role("link", name=database).first).to_be_visible()
+        expect(page.get_by_role("rowheader", name=database).first).to_be_visible()
     expect(page.get_by_role("cell", name="storefront").first).to_be_visible()
     shoot(page, "demo-databases")
     for name in ("leases", "sources"):
