@@ -188,6 +188,12 @@ def test_thousands_of_leases_are_ended_as_one_job_that_is_stopped_and_loses_its_
     held_by_one_account(world, vault, LEASES + 1)
     single = Lease.objects.order_by("-id")[0]
 
+    def page() -> float:
+        at = time.monotonic()
+        assert viewer.get("/leases").status_code == 200
+        return time.monotonic() - at
+
+    before = sorted(page() for _ in range(20))
     scope = targets.Scope.parse("service account", "demo/shop/storefront")
     keys = list(targets.open_leases(scope).exclude(pk=single.pk).values_list("pk", flat=True))
     plan = plans.plan(kind=ActionKind.REVOKE, scope=scope.as_json(), leases=keys, by="ada", now=timezone.now())
@@ -200,9 +206,7 @@ def test_thousands_of_leases_are_ended_as_one_job_that_is_stopped_and_loses_its_
 
     def look() -> None:
         while not over.wait(0.5):
-            at = time.monotonic()
-            assert viewer.get("/leases").status_code == 200
-            pages.append(time.monotonic() - at)
+            pages.append(page())
         connection.close()
 
     looking = threading.Thread(target=look)
@@ -256,7 +260,8 @@ def test_thousands_of_leases_are_ended_as_one_job_that_is_stopped_and_loses_its_
             f"\n{LEASES:,} leases, at most {RATE} a second: confirmed in {confirming:.2f} s; {len(moments):,} calls in {seconds:.0f} s, "
             f"at most {most} within a second; told twice: {sum(1 for count in times.values() if count > 1)}; a single one in the "
             f"middle {single_seconds:.1f} s; went on {resumed:.1f} s after its worker was killed; stopped with {stopped.stopped:,} left; "
-            f"/leases meanwhile p50 {pages[len(pages) // 2] * 1000:.0f} ms, p95 {pages[len(pages) * 95 // 100] * 1000:.0f} ms; {done}"
+            f"/leases meanwhile p50 {pages[len(pages) // 2] * 1000:.0f} ms, p95 {pages[len(pages) * 95 // 100] * 1000:.0f} ms (before p50 "
+            f"{before[len(before) // 2] * 1000:.0f} ms); {done}"
         )
 
     # the truth of each, against the servers
@@ -270,14 +275,10 @@ def test_thousands_of_leases_are_ended_as_one_job_that_is_stopped_and_loses_its_
     assert most <= RATE + 4
     assert not Revocation.objects.exclude(state="verified").exists()
     assert [row.pk for row in queries.waiting_jobs()] == []
-    assert pages[len(pages) * 95 // 100] < PAGE_SECONDS * _patience()
+    # on a machine that does other things too, against what the page took before the workers had begun
+    assert pages[len(pages) * 95 // 100] < max(PAGE_SECONDS, 3 * before[len(before) // 2])
 
 
 def _state(job: Any) -> str:
     job.refresh_from_db()
     return str(job.state)
-
-
-def _patience() -> float:
-    """More where the machine does more than it has cores for."""
-    return max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
