@@ -1,8 +1,8 @@
 """How values look: times, countdowns, and badges that say everything by shape and word before colour."""
 
-import shlex
 from collections import Counter
 from datetime import UTC, datetime, timedelta
+from typing import Literal
 
 from django import template
 from django.template.context import Context
@@ -12,7 +12,8 @@ from django.utils.safestring import SafeString
 
 from audit.hours import Hour, State
 from audit.models import Finding, Notice, Severity
-from leases.models import Lease, Session
+from leases import commands
+from leases.models import Database, Lease, Session
 from leases.queries import database_key
 from leases.review import length
 
@@ -332,11 +333,37 @@ def database_name(lease: Lease) -> str:
 
 
 @register.simple_tag
-def command(lease: Lease, verb: str) -> str:
+def command(lease: Lease, verb: Literal["lookup", "revoke"]) -> str:
     """The same by hand: `verb` is `revoke` or `lookup`."""
-    namespace = f"-namespace={shlex.quote(lease.vault_namespace)} " if lease.vault_namespace else ""
-    sync = "-sync " if verb == "revoke" else ""
-    return f"bao lease {verb} {namespace}{sync}{shlex.quote(lease.lease_id)}"
+    return commands.of_lease(lease, verb)
+
+
+@register.simple_tag
+def copy_lease(lease: Lease) -> SafeString:
+    """A small button in a row: it copies the lookup of the lease, with Shift its revocation. keys.js: c and C."""
+    lookup = commands.of_lease(lease, "lookup")
+    revoke = "" if lease.state == "ended" else commands.of_lease(lease, "revoke")
+    return format_html(
+        '<button type="button" class="one" data-lookup="{}"{} hidden title="{}" aria-label="Copy the command that looks up {}">{}</button>',
+        lookup,
+        format_html(' data-revoke="{}"', revoke) if revoke else "",
+        f"Copy: {lookup}" + ("\nWith Shift, the command that revokes it" if revoke else ""),
+        lease.short_id[:8],
+        icon("copy"),
+    )
+
+
+@register.simple_tag
+def copy_database(database: Database) -> SafeString:
+    """The same for a database: how Vault has configured it."""
+    text = commands.of_database(database)
+    return format_html(
+        '<button type="button" class="one" data-text="{}" hidden title="Copy: {}" aria-label="Copy the command that reads the configuration of {}">{}</button>',
+        text,
+        text,
+        database.name,
+        icon("copy"),
+    )
 
 
 @register.simple_tag
