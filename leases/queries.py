@@ -347,7 +347,8 @@ def running_revocations(*, limit: int) -> list[Revocation]:
 def ledger_version(*, now: datetime) -> str:
     """A short hash that changes when anything on a live page would. Reads ends of indexes and small tables only.
 
-    Ages of sources count in steps of five seconds, so that "checked 4 s ago" does not run away in the browser.
+    Ages of sources count in steps of five seconds, all at once and by the one that answered last: so "checked 4 s ago" does not run
+    away in the browser, and many sources make a page come again no more often than one.
     """
     stale_after = health.stale_after()
     parts: list[object] = [
@@ -355,9 +356,11 @@ def ledger_version(*, now: datetime) -> str:
         _live().count(),
         Revocation.objects.filter(state__in=OPEN_REVOCATION_STATES).aggregate(n=Count("id"), at=Max("updated_at")),
     ]
+    step = 0
     for state in SourceState.objects.order_by("kind", "name", "id"):
-        step = int(state.checked_at.timestamp() // 5)
-        parts.append((state.kind, state.name, state.ok, state.cause, step, now - state.checked_at > stale_after))
+        step = max(step, int(state.checked_at.timestamp() // 5))
+        parts.append((state.kind, state.name, state.ok, state.cause, now - state.checked_at > stale_after))
+    parts.append(step)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 

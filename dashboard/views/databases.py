@@ -7,6 +7,7 @@ from django.shortcuts import render
 from django.utils import timezone
 
 from audit.findings import queries as findings
+from dashboard import live
 from dashboard.access import PageRequest, may_read, needs
 from dashboard.forms import PERIODS, SessionFilterForm
 from dashboard.paging import cursor, link
@@ -45,6 +46,7 @@ def index(request: PageRequest) -> HttpResponse:
 
 
 @needs(may_read)
+@live.shared
 def detail(request: PageRequest, pk: int) -> HttpResponse:
     now = timezone.now()
     database = session_queries.database(pk)

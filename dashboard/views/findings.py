@@ -9,6 +9,7 @@ from django.utils import timezone
 from audit.findings import kinds, queries, watch
 from audit.models import Finding
 from audit.notices import queries as notices
+from dashboard import live
 from dashboard.access import PageRequest, groups, may_close_findings, may_read, needs
 from dashboard.forms import CloseForm, FindingFilterForm
 from dashboard.paging import link
@@ -16,6 +17,7 @@ from leases.queries import vaults
 
 
 @needs(may_read)
+@live.shared
 def index(request: PageRequest) -> HttpResponse:
     text = request.GET.get("before", "")
     after = queries.Place.parse(text) if text else None

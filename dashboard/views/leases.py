@@ -9,6 +9,7 @@ from django.utils import timezone
 
 import audit.queries
 from audit.findings import queries as findings
+from dashboard import live
 from dashboard.access import PageRequest, may_read, may_revoke, needs
 from dashboard.forms import LeaseFilterForm, RevokeForm
 from dashboard.paging import cursor, link
@@ -18,6 +19,7 @@ from leases.models import Lease
 
 
 @needs(may_read)
+@live.shared
 def index(request: PageRequest) -> HttpResponse:
     now = timezone.now()
     before = cursor(request)

@@ -6,6 +6,7 @@ from django.utils import timezone
 
 import audit.queries
 from audit.findings import queries as findings
+from dashboard import live
 from dashboard.access import PageRequest, may_read, needs
 from dashboard.tables import live_matrix
 from leases import queries
@@ -14,6 +15,7 @@ FEW = 6
 
 
 @needs(may_read)
+@live.shared
 def overview(request: PageRequest) -> HttpResponse:
     now = timezone.now()
     version = f"{queries.ledger_version(now=now)}.{findings.version()}"

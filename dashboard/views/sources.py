@@ -10,6 +10,7 @@ from django.utils import timezone
 import audit.queries
 from audit.batch import OLDEST
 from audit.findings import queries as findings
+from dashboard import live
 from dashboard.access import PageRequest, may_read, needs
 from dashboard.tables import readable, total
 from leases import queries
@@ -18,6 +19,7 @@ DAY = timedelta(days=1)
 
 
 @needs(may_read)
+@live.shared
 def index(request: PageRequest) -> HttpResponse:
     now = timezone.now()
     version = f"{queries.ledger_version(now=now)}.{findings.version()}"

@@ -1,4 +1,4 @@
-"""`python -m tests.bench [--quick] [--only pipeline,copy,read,memory,streams,bytes,sessions,pages] [--profile]`, as `make bench` runs it.
+"""`python -m tests.bench [--quick] [--only pipeline,copy,read,memory,streams,bytes,sessions,pages,browsers] [--profile]`, as `make bench` runs it.
 
 One line for each figure on stdout, what is being done on stderr. Ends with 0 whatever the figures are, with 1 where a
 measurement is void. BENCH_LINES sets the log's length (1,000,000). Memory is measured on it and on a fifth of it, with
@@ -17,7 +17,7 @@ from tests.bench import database
 from tests.bench.figures import Void, progress
 from tests.bench.log import Log, write
 
-PARTS = ("pipeline", "copy", "bytes", "read", "streams", "memory", "sessions", "pages")
+PARTS = ("pipeline", "copy", "bytes", "read", "streams", "memory", "sessions", "pages", "browsers")
 
 
 def main() -> None:
@@ -80,6 +80,8 @@ def measure(options: argparse.Namespace) -> None:
         rounds.flat_memory(postgres, logs, lines=options.lines, keep=keep)
     if "sessions" in options.only:
         rounds.sessions(postgres, keep=keep)
+    if "browsers" in options.only:
+        rounds.browsers(postgres, leases=options.leases, keep=keep)
     if "pages" in options.only:
         rounds.pages(postgres, leases=options.leases, events=options.events, keep=keep)
 
