@@ -12,8 +12,8 @@ from django.utils import timezone
 
 from audit import timemachine
 from audit.findings.queries import open_within
-from audit.models import Event
-from leases import review, session_queries
+from audit.models import Event, Finding
+from leases import queries, review, session_queries
 from leases.models import Action, Database, Lease, Session
 from leases.session_queries import Use
 
@@ -177,7 +177,12 @@ def leases(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
         .select_related("vault", "database")
         .order_by("began_at", "id")
     )
-    for lease, use in _used(rows.iterator(chunk_size=CHUNK)):
+    yield from of_leases(rows.iterator(chunk_size=CHUNK))
+
+
+def of_leases(rows: Iterable[Lease]) -> Iterator[Row]:
+    """One row per lease, in their order; they have their vault and database with them."""
+    for lease, use in _used(rows):
         yield _lease(lease, use)
 
 
@@ -229,7 +234,12 @@ def sessions(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
         .select_related("server", "database__vault", "lease__vault")
         .order_by("started_at", "id")
     )
-    for row in rows.iterator(chunk_size=CHUNK):
+    yield from of_sessions(rows.iterator(chunk_size=CHUNK))
+
+
+def of_sessions(rows: Iterable[Session]) -> Iterator[Row]:
+    """One row per session, in their order; they have their server, database and lease with them."""
+    for row in rows:
         lease, vault = row.lease, row.database.vault if row.database else row.lease.vault if row.lease else None
         yield {
             "started_at": row.started_at,
@@ -256,6 +266,45 @@ def sessions(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
             "place": row.place,
             "place_reason": row.place_reason,
             "server": row.server.identity,
+        }
+
+
+USES = [
+    "vault",
+    "mount",
+    "database",
+    "cluster",
+    "pod_namespace",
+    "pod",
+    "pods",
+    "service_account_namespace",
+    "service_account",
+    "certainty",
+    "live",
+    "reads",
+    "first_read_at",
+    "last_read_at",
+]
+
+
+def of_uses(rows: Iterable[queries.Use]) -> Iterator[Row]:
+    """One row per holder of credentials of a database."""
+    for use in rows:
+        yield {
+            "vault": use.vault,
+            "mount": use.mount,
+            "database": use.database,
+            "cluster": use.cluster,
+            "pod_namespace": use.namespace,
+            "pod": use.pod,
+            "pods": use.pods,
+            "service_account_namespace": use.account_namespace,
+            "service_account": use.service_account,
+            "certainty": use.certainty,
+            "live": use.live,
+            "reads": use.reads,
+            "first_read_at": use.first_at,
+            "last_read_at": use.last_at,
         }
 
 
@@ -321,20 +370,26 @@ def actions(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
         .prefetch_related("steps", "revocations__lease")
         .order_by("at", "id")
     )
-    for action in rows.iterator(chunk_size=200):
+    yield from of_actions(rows.iterator(chunk_size=200))
+
+
+def of_actions(rows: Iterable[Action]) -> Iterator[Row]:
+    """One row per lease of each action, in their order; what was done without a lease has one row with an empty lease id."""
+    for action in rows:
         states = {revocation.lease.lease_id: revocation.state for revocation in action.revocations.all()}
-        for target in action.targets:
+        for target in action.targets or [{}]:
+            lease_id = target.get("lease_id", "")
             steps = sorted(
-                (step.at, step.name, step.outcome) for step in action.steps.all() if step.lease_id == target["lease_id"]
+                (step.at, step.name, step.outcome) for step in action.steps.all() if step.lease_id == lease_id
             )
             yield {
                 "at": action.at,
                 "kind": action.kind,
                 "by": action.by,
                 "reason": action.reason,
-                "vault": target["vault"],
-                "lease_id": target["lease_id"],
-                "state": states.get(target["lease_id"], ""),
+                "vault": target.get("vault", ""),
+                "lease_id": lease_id,
+                "state": states.get(lease_id, ""),
                 "steps": "; ".join(f"{name}: {outcome} at {_text(at)}" for at, name, outcome in steps),
                 "id": str(action.pk),
             }
@@ -342,7 +397,12 @@ def actions(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
 
 def findings(*, from_at: datetime, to_at: datetime) -> Iterator[Row]:
     """One row per finding that was open at some time in [from, to), with its evidence in words."""
-    for row in open_within(from_at=from_at, to_at=to_at):
+    yield from of_findings(open_within(from_at=from_at, to_at=to_at))
+
+
+def of_findings(rows: Iterable[Finding]) -> Iterator[Row]:
+    """One row per finding, in their order, with its evidence in words."""
+    for row in rows:
         yield {name: getattr(row, name) for name in FINDINGS} | {
             "severity": row.get_severity_display(),
             "evidence": "; ".join(f"{item['text']} {item.get('at', '')}".strip() for item in row.evidence),

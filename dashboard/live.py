@@ -1,8 +1,8 @@
 """What many open pages ask for again and again, answered from this process's memory for a moment.
 
-A poll names the version that its page shows, so that everybody who sees the same page asks for the same address and gets the same
-answer: nothing new, or the new part. Neither a log-in nor a group is decided here: a part goes only through the view's own rule, and
-a session that ended less than ASKED ago learns no more than that nothing is new.
+A poll names the version that its page shows, so that all who see the same get the same answer: nothing new, or the new part. Neither
+a log-in nor a group is decided here: a part goes only through the view's own rule, and a session that ended less than ASKED ago
+learns no more than that nothing is new.
 """
 
 import time
@@ -19,14 +19,16 @@ from dashboard.access import PageRequest, groups
 # seconds for which an answer stands; less than a person notices
 KEEP = 0.5
 # seconds for which a session that was let in need not be looked up to be told that nothing is new
-ASKED = 5.0
+ASKED = 60.0
 # addresses and sessions that are remembered at most
 MOST = 5000
 
 P = ParamSpec("P")
 View = Callable[Concatenate[PageRequest, P], HttpResponse]
 
-_nothing_new: dict[str, float] = {}
+# (page, version): the version says all that a filter shows, too, so whatever its query string
+_nothing_new: dict[tuple[str, str], float] = {}
+_versions: dict[str, tuple[float, str]] = {}
 _let_in: dict[str, float] = {}
 _answers: dict[tuple[str, ...], tuple[float, HttpResponse]] = {}
 _locks: dict[tuple[str, ...], Lock] = {}
@@ -34,8 +36,18 @@ _locks: dict[tuple[str, ...], Lock] = {}
 
 def forget() -> None:
     """As a process that has just begun."""
-    for kept in (_nothing_new, _let_in, _answers, _locks):
+    for kept in (_nothing_new, _versions, _let_in, _answers, _locks):
         kept.clear()
+
+
+def version(name: str, make: Callable[[], str]) -> str:
+    """What `make` says, which several pages ask for: once for all of them at that moment."""
+    until, kept = _versions.get(name, (0.0, ""))
+    if until < time.monotonic():
+        began = time.monotonic()
+        kept = make()
+        _versions[name] = (began + KEEP, kept)
+    return kept
 
 
 def shared(view: View[P]) -> View[P]:
@@ -69,7 +81,7 @@ def middleware(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[
         session = request.COOKIES.get(settings.SESSION_COOKIE_NAME, "")
         if not session or not _is_poll(request):
             return get_response(request)
-        now, address = time.monotonic(), request.get_full_path()
+        now, address = time.monotonic(), (request.path, request.GET["version"])
         if _nothing_new.get(address, 0.0) > now and _let_in.get(session, 0.0) > now:
             return HttpResponse(status=204, headers={"Cache-Control": "no-store"})
         response = get_response(request)

@@ -31,3 +31,11 @@ def link(request: HttpRequest, **changes: str) -> str:
     for name in [name for name, value in query.items() if not value]:
         del query[name]
     return f"{request.path}?{query.urlencode()}" if query else request.path
+
+
+def order(request: HttpRequest, *known: str) -> str:
+    """How the list is sorted: one of `known`, or empty for its usual order. BadRequest for any other."""
+    found = request.GET.get("sort", "")
+    if found and found not in known:
+        raise BadRequest("The list cannot be sorted like this. Choose an order in its head.")
+    return found

@@ -12,6 +12,8 @@ from django.utils.safestring import SafeString
 
 from audit.hours import Hour, State
 from audit.models import Finding, Notice, Severity
+from dashboard.downloads import MOST
+from dashboard.paging import link
 from leases import commands
 from leases.models import Database, Lease, Session
 from leases.queries import database_key
@@ -363,6 +365,49 @@ def copy_database(database: Database) -> SafeString:
         text,
         database.name,
         icon("copy"),
+    )
+
+
+@register.simple_tag(takes_context=True)
+def sort_head(
+    context: Context, label: str, *, descending: str | None = None, ascending: str | None = None, number: bool = False
+) -> SafeString:
+    """A column's head that sorts: `descending` and `ascending` are the values of `sort` for it, None where no index has that order.
+
+    The link leads to the other order, or to the first one of a column that the list is not sorted by.
+    """
+    request = context["request"]
+    current = request.GET.get("sort", "")
+    orders = {"descending": descending, "ascending": ascending}
+    sorted_ = next((way for way, value in orders.items() if value is not None and value == current), "")
+    others = [value for way, value in orders.items() if value is not None and way != sorted_]
+    mark = {"descending": "sorted-down", "ascending": "sorted-up"}.get(sorted_)
+    words = format_html("{}{}", label, icon(mark) if mark else "")
+    head = format_html('<a href="{}">{}</a>', link(request, sort=others[0], before=""), words) if others else words
+    return format_html(
+        '<th scope="col"{}{}>{}</th>',
+        format_html(' aria-sort="{}"', sorted_) if sorted_ else "",
+        format_html(' class="{}"', "number") if number else "",
+        head,
+    )
+
+
+@register.simple_tag(takes_context=True)
+def keep_sort(context: Context) -> SafeString:
+    """In the form of a list's filter: the order stays when the filter changes."""
+    value = context["request"].GET.get("sort", "")
+    return format_html('<input type="hidden" name="sort" value="{}">', value) if value else SafeString()
+
+
+@register.simple_tag(takes_context=True)
+def csv_link(context: Context, name: str, *args: object) -> SafeString:
+    """To the same list as CSV: `name` and `args` are its address's, the query string is this page's."""
+    query = link(context["request"], version="").partition("?")[2]
+    return format_html(
+        '<a class="csv" href="{}{}" download title="{}">CSV</a>',
+        reverse(name, args=args),
+        f"?{query}" if query else "",
+        f"What is listed from here on, at most {MOST:,} rows",
     )
 
 

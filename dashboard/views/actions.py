@@ -3,30 +3,48 @@
 import uuid
 
 from django.core.exceptions import BadRequest
+from django.db.models import prefetch_related_objects
 from django.http import Http404, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
 
+from audit import exports
 from dashboard.access import PageRequest, may_read, needs
-from dashboard.paging import cursor, link
+from dashboard.downloads import MOST, csv, gather
+from dashboard.paging import cursor, link, order
 from dashboard.receipts import is_open, lines, next_move
 from leases import queries
 
 
 @needs(may_read)
 def index(request: PageRequest) -> HttpResponse:
-    before = cursor(request, numeric=False)
+    before, sort = cursor(request, numeric=False), order(request, "oldest")
     try:
-        page = queries.actions_page(before=before)
+        page = queries.actions_page(before=before, oldest=bool(sort))
     except ValueError as error:
         raise BadRequest("This is no page of the list.") from error
     context = {
         "page": page,
+        "sort": sort,
         "first": before is None,
         "newest": link(request, before=""),
         "older": link(request, before=str(page.older)) if page.older else "",
     }
     return render(request, "actions/list.html", context)
+
+
+@needs(may_read)
+def download(request: PageRequest) -> HttpResponse:
+    now, oldest = timezone.now(), bool(order(request, "oldest"))
+    try:
+        rows, whole = gather(
+            lambda before: queries.actions_page(before=before, size=MOST, oldest=oldest),
+            cursor(request, numeric=False),
+        )
+    except ValueError as error:
+        raise BadRequest("This is no page of the list.") from error
+    prefetch_related_objects(rows, "steps")
+    return csv("actions", exports.ACTIONS, exports.of_actions(rows), now=now, whole=whole)
 
 
 @needs(may_read)

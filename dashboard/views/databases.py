@@ -2,15 +2,19 @@
 
 from datetime import timedelta
 
+from django.core.exceptions import BadRequest
+from django.db.models import prefetch_related_objects
 from django.http import Http404, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
 
+from audit import exports
 from audit.findings import queries as findings
 from dashboard import live
 from dashboard.access import PageRequest, may_read, needs
+from dashboard.downloads import MOST, csv, gather
 from dashboard.forms import PERIODS, SessionFilterForm
-from dashboard.paging import cursor, link
+from dashboard.paging import cursor, link, order
 from dashboard.tables import uses_by_database
 from leases import queries, session_queries
 
@@ -52,10 +56,10 @@ def detail(request: PageRequest, pk: int) -> HttpResponse:
     database = session_queries.database(pk)
     if database is None:
         raise Http404
-    before = cursor(request)
+    before, sort = cursor(request), order(request, "oldest")
     form = SessionFilterForm(request.GET)
     page = (
-        session_queries.sessions_page(database, form.where(), before=before)
+        session_queries.sessions_page(database, form.where(), before=before, oldest=bool(sort))
         if form.is_valid()
         else session_queries.SessionPage([], None)
     )
@@ -76,6 +80,7 @@ def detail(request: PageRequest, pk: int) -> HttpResponse:
         "most": session_queries.MOST_COUNTED,
         "form": form,
         "page": page,
+        "sort": sort,
         "first": before is None,
         "newest": link(request, before=""),
         "older": link(request, before=str(page.older)) if page.older else "",
@@ -83,3 +88,35 @@ def detail(request: PageRequest, pk: int) -> HttpResponse:
         "part": bool(request.htmx),
     }
     return render(request, "databases/_live.html" if request.htmx else "databases/detail.html", context)
+
+
+@needs(may_read)
+def download(request: PageRequest) -> HttpResponse:
+    """Who used which database, as the page of all of them lists it."""
+    now = timezone.now()
+    period = request.GET.get("period", "24h")
+    _, hours = PERIODS.get(period, PERIODS["24h"])
+    since = now - timedelta(hours=hours)
+    chosen = request.GET.get("database", "")
+    of = {row.pk for row in queries.databases_used(since=since) if not chosen or str(row.pk or "unknown") == chosen}
+    uses = queries.use_of_databases(since=since, of=of)
+    whole = len(uses) < queries.MOST_USES
+    return csv("use-of-databases", exports.USES, exports.of_uses(uses), now=now, whole=whole)
+
+
+@needs(may_read)
+def download_sessions(request: PageRequest, pk: int) -> HttpResponse:
+    now, oldest = timezone.now(), bool(order(request, "oldest"))
+    database = session_queries.database(pk)
+    if database is None:
+        raise Http404
+    form = SessionFilterForm(request.GET)
+    if not form.is_valid():
+        raise BadRequest("Mend the filter on the database's page; its CSV link names it.")
+    where = form.where()
+    rows, whole = gather(
+        lambda before: session_queries.sessions_page(database, where, before=before, size=MOST, oldest=oldest),
+        cursor(request),
+    )
+    prefetch_related_objects(rows, "database__vault")
+    return csv("sessions", exports.SESSIONS, exports.of_sessions(rows), now=now, whole=whole)

@@ -6,11 +6,13 @@ from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
 from django.utils import timezone
 
+from audit import exports
 from audit.findings import kinds, queries, watch
 from audit.models import Finding
 from audit.notices import queries as notices
 from dashboard import live
 from dashboard.access import PageRequest, groups, may_close_findings, may_read, needs
+from dashboard.downloads import MOST, csv, gather
 from dashboard.forms import CloseForm, FindingFilterForm
 from dashboard.paging import link
 from leases.queries import vaults
@@ -43,6 +45,19 @@ def index(request: PageRequest) -> HttpResponse:
         "part": bool(request.htmx),
     }
     return render(request, "findings/_list.html" if request.htmx else "findings/list.html", context)
+
+
+@needs(may_read)
+def download(request: PageRequest) -> HttpResponse:
+    now = timezone.now()
+    text = request.GET.get("before", "")
+    after = queries.Place.parse(text) if text else None
+    form = FindingFilterForm(request.GET, vaults=[row.name for row in vaults()])
+    if not form.is_valid() or (text and after is None):
+        raise BadRequest("Mend the filter on the page of findings; its CSV link names it.")
+    where = form.where()
+    rows, whole = gather(lambda place: queries.page(where, after=place, size=MOST), after)
+    return csv("findings", exports.FINDINGS, exports.of_findings(rows), now=now, whole=whole)
 
 
 @needs(may_read)

@@ -18,7 +18,7 @@ FEW = 6
 @live.shared
 def overview(request: PageRequest) -> HttpResponse:
     now = timezone.now()
-    version = f"{queries.ledger_version(now=now)}.{findings.version()}"
+    version = live.version("ledger", lambda: f"{queries.ledger_version(now=now)}.{findings.version()}")
     if request.htmx and request.GET.get("version") == version:
         return HttpResponse(status=204)
     context = {

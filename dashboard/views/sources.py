@@ -22,7 +22,7 @@ DAY = timedelta(days=1)
 @live.shared
 def index(request: PageRequest) -> HttpResponse:
     now = timezone.now()
-    version = f"{queries.ledger_version(now=now)}.{findings.version()}"
+    version = live.version("ledger", lambda: f"{queries.ledger_version(now=now)}.{findings.version()}")
     if request.htmx and request.GET.get("version") == version:
         return HttpResponse(status=204)
     status = {(source.kind, source.name): source for source in queries.sources(now=now)}
