@@ -5,6 +5,7 @@ a log-in nor a group is decided here: a part goes only through the view's own ru
 learns no more than that nothing is new.
 """
 
+import re
 import time
 from collections.abc import Callable
 from functools import wraps
@@ -13,6 +14,7 @@ from typing import Any, Concatenate, ParamSpec
 
 from django.conf import settings
 from django.http import HttpRequest, HttpResponse
+from django.middleware.csrf import get_token
 
 from dashboard.access import PageRequest, groups
 
@@ -23,6 +25,11 @@ ASKED = 60.0
 # addresses and sessions that are remembered at most
 MOST = 5000
 
+# as Django's {% csrf_token %} writes it, and what stands for it in what is kept
+FIELD = b'<input type="hidden" name="csrfmiddlewaretoken" value="%s">'
+TOKEN = re.compile(FIELD % rb"[A-Za-z0-9]+")
+PLACE = b"<!-- token -->"
+
 P = ParamSpec("P")
 View = Callable[Concatenate[PageRequest, P], HttpResponse]
 
@@ -30,7 +37,8 @@ View = Callable[Concatenate[PageRequest, P], HttpResponse]
 _nothing_new: dict[tuple[str, str], float] = {}
 _versions: dict[str, tuple[float, str]] = {}
 _let_in: dict[str, float] = {}
-_answers: dict[tuple[str, ...], tuple[float, HttpResponse]] = {}
+# address and groups -> until when, status, text without any token
+_answers: dict[tuple[str, ...], tuple[float, int, bytes]] = {}
 _locks: dict[tuple[str, ...], Lock] = {}
 
 
@@ -53,7 +61,7 @@ def version(name: str, make: Callable[[], str]) -> str:
 def shared(view: View[P]) -> View[P]:
     """Of a view whose live part looks the same for everybody in the same groups: it is made once for all who ask at that moment.
 
-    An answer with a token against forged forms is nobody else's and is never kept.
+    Tokens against forged forms are nobody else's: they are taken out of what is kept, and each reader gets the own one.
     """
 
     @wraps(view)
@@ -64,14 +72,21 @@ def shared(view: View[P]) -> View[P]:
         _bound(_answers)
         _bound(_locks)
         with _locks.setdefault(key, Lock()):
-            until, kept = _answers.get(key, (0.0, None))
-            if kept is None or until < time.monotonic():
-                kept = view(request, *args, **kwargs)
-                if not request.META.get("CSRF_COOKIE_NEEDS_UPDATE"):
-                    _answers[key] = (time.monotonic() + KEEP, kept)
-        return HttpResponse(kept.content, status=kept.status_code)
+            until, status, text = _answers.get(key, (0.0, 0, b""))
+            if until >= time.monotonic():
+                return HttpResponse(_with_token(request, text), status=status)
+            began, made = time.monotonic(), view(request, *args, **kwargs)
+            text, tokens = TOKEN.subn(PLACE, made.content)
+            # a token that stands elsewhere than in a form's field is in no answer that is kept
+            if tokens or not request.META.get("CSRF_COOKIE_NEEDS_UPDATE"):
+                _answers[key] = (began + KEEP, made.status_code, text)
+        return made
 
     return once
+
+
+def _with_token(request: HttpRequest, text: bytes) -> bytes:
+    return text.replace(PLACE, FIELD % get_token(request).encode()) if PLACE in text else text
 
 
 def middleware(get_response: Callable[[HttpRequest], HttpResponse]) -> Callable[[HttpRequest], HttpResponse]:

@@ -80,8 +80,9 @@
     return selection !== null && !selection.isCollapsed;
   };
 
-  // boxes that were ticked, or a part that was opened, would be as before once the list is sent again
-  const at_work = (part) => part.querySelector("input:checked:not([data-keep]), details[open]") !== null;
+  // what was opened or ticked would be as before once the part is sent again; select.js ticks its own again
+  const at_work = (part) =>
+    [...part.querySelectorAll("input:checked, details[open]")].some((element) => !element.closest("[data-select]"));
 
   document.addEventListener("htmx:beforeRequest", (event) => {
     const part = event.target;

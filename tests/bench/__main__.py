@@ -3,7 +3,7 @@
 One line for each figure on stdout, what is being done on stderr. Ends with 0 whatever the figures are, with 1 where a
 measurement is void. BENCH_LINES sets the log's length (1,000,000). Memory is measured on it and on a fifth of it, with
 BENCH_MEMORY=1 on it and on five times as much (10 GB of disk). `sessions` opens 2,000 of them on a server of its own. `pages` (some ten minutes, 10 GB of disk) measures every
-page's reads with 200,000 leases (BENCH_LEASES) and 1, then 10 million events (BENCH_EVENTS=1000000,10000000).
+page, whole and read by read, with 200,000 leases (BENCH_LEASES) and 1, then 10 million events (BENCH_EVENTS=1000000,10000000). `browsers` measures what 200 open pages cost, over HTTP.
 """
 
 import argparse
