@@ -468,7 +468,7 @@ def _candidates(narrow: str, order: str, *, after: bool, most: int) -> str:
     return (
         f"SELECT * FROM ((SELECT *, expires_at AS place FROM leases_lease WHERE {narrow} AND expires_at IS NOT NULL{key}"  # noqa: S608
         f" ORDER BY expires_at, id LIMIT {most}) UNION ALL (SELECT *, %(never)s::timestamptz AS place FROM leases_lease"
-        f" WHERE {narrow} AND expires_at IS NULL{late} ORDER BY id LIMIT {most})) l ORDER BY place, id LIMIT {most}"
+        f" WHERE {narrow} AND expires_at IS NULL{late} ORDER BY expires_at, id LIMIT {most})) l ORDER BY place, id LIMIT {most}"
     )
 
 
