@@ -23,6 +23,7 @@ from audit import exports
 from dashboard import context, live, urls
 from leases import commands, queries
 from leases.models import EndReason, Lease, LeaseState, Vault
+from leases.models.sources import SourceState
 from leases.queries import LeaseFilter
 from tests import factories
 
@@ -144,11 +145,11 @@ def test_a_form_in_a_shared_part_has_each_readers_own_token(rf: RequestFactory, 
 def test_the_age_of_sources_makes_a_page_come_again_once_for_all_of_them() -> None:
     factories.watched()
     begin = timezone.now().replace(second=0, microsecond=0)
-    queries.SourceState.objects.update(checked_at=begin)
+    SourceState.objects.update(checked_at=begin)
     seen = set()
     for second in range(10):
-        for row in queries.SourceState.objects.order_by("id"):
-            queries.SourceState.objects.filter(pk=row.pk).update(
+        for row in SourceState.objects.order_by("id"):
+            SourceState.objects.filter(pk=row.pk).update(
                 checked_at=begin + timedelta(seconds=second, milliseconds=100 * (row.pk % 10))
             )
             seen.add(queries.ledger_version(now=begin + timedelta(seconds=second)))
