@@ -12,7 +12,6 @@ from django.utils.safestring import SafeString
 
 from audit.hours import Hour, State
 from audit.models import Finding, Notice, Severity
-from dashboard.downloads import MOST
 from dashboard.paging import link
 from leases import commands
 from leases.models import Database, Lease, Session
@@ -407,7 +406,7 @@ def csv_link(context: Context, name: str, *args: object) -> SafeString:
         '<a class="csv" href="{}{}" download title="{}">CSV</a>',
         reverse(name, args=args),
         f"?{query}" if query else "",
-        f"What is listed from here on, at most {MOST:,} rows",
+        "What is listed from here on; where that is more than one file takes, its name says so",
     )
 
 
