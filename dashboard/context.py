@@ -18,6 +18,22 @@ SECTIONS = (
     ("actions", "Actions"),
     ("sources", "Sources"),
 )
+# the key after g that leads there (static/js/keys.js); a section without one has none
+KEYS = {
+    "overview": "o",
+    "search": "q",
+    "leases": "l",
+    "workloads": "w",
+    "pods": "p",
+    "databases": "d",
+    "findings": "f",
+    "events": "e",
+    "access": "t",
+    "review": "v",
+    "actions": "a",
+    "containments": "c",
+    "sources": "s",
+}
 
 
 def page(request: HttpRequest) -> dict[str, object]:
@@ -26,10 +42,12 @@ def page(request: HttpRequest) -> dict[str, object]:
     if getattr(request, "user", None) is None or not request.user.is_authenticated:
         return context
     held = access.groups(request)
+    sections = SECTIONS if access.may_read(held) else ()
     match = request.resolver_match
     return context | {
         "held_groups": [group for group in access.GROUPS if group in held],
-        "sections": SECTIONS if access.may_read(held) else (),
+        "sections": sections,
+        "keys": [(KEYS[name], name, label) for name, label in sections if name in KEYS],
         "section": section_of(match.url_name or "") if match else "",
         "may_revoke": access.may_revoke(held),
         # asked for by the header, and by a part of a page that is sent again

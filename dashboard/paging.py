@@ -44,3 +44,11 @@ def begun(request: HttpRequest, **changes: str) -> str:
     """As link(), to be gone on with by a parameter that is another one in each row."""
     address = link(request, **changes)
     return f"{address}{'&' if '?' in address else '?'}"
+
+
+def order(request: HttpRequest, *known: str) -> str:
+    """How the list is sorted: one of `known`, or empty for its usual order. BadRequest for any other."""
+    found = request.GET.get("sort", "")
+    if found and found not in known:
+        raise BadRequest("The list cannot be sorted like this. Choose an order in its head.")
+    return found

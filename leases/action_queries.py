@@ -134,8 +134,10 @@ class ActionPage:
     older: Cursor | None
 
 
-def actions_page(where: ActionFilter | None = None, *, before: Cursor | None = None, size: int = PAGE) -> ActionPage:
-    """One page of actions, last first, in two queries. Raises ValueError for a foreign cursor."""
+def actions_page(
+    where: ActionFilter | None = None, *, before: Cursor | None = None, size: int = PAGE, oldest: bool = False
+) -> ActionPage:
+    """One page of actions, last first or oldest first, in two queries. Raises ValueError for a foreign cursor."""
     where = where or ActionFilter()
     rows = _short(Action.objects.select_related("job"))
     if where.kind:
@@ -146,9 +148,11 @@ def actions_page(where: ActionFilter | None = None, *, before: Cursor | None = N
         rows = rows.filter(Exists(Revocation.objects.filter(action=OuterRef("pk"), state__in=NOT_DONE)))
     elif where.state:
         rows = rows.filter(job__state=where.state)
+    beyond, order = ("gt", ("at", "id")) if oldest else ("lt", ("-at", "-id"))
     if before:
-        rows = rows.filter(Q(at__lt=before.at) | Q(at=before.at, pk__lt=uuid.UUID(before.pk)))
-    found = list(rows.order_by("-at", "-id")[: size + 1])
+        same = Q(at=before.at, **{f"pk__{beyond}": uuid.UUID(before.pk)})
+        rows = rows.filter(Q(**{f"at__{beyond}": before.at}) | same)
+    found = list(rows.order_by(*order)[: size + 1])
     page = found[:size]
     states = states_of([row.pk for row in page])
     older = Cursor(page[-1].at, page[-1].pk.hex) if len(found) > size else None

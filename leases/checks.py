@@ -105,6 +105,9 @@ def active_node(vault: Vault) -> tuple[str, Doubt | None]:
     """
     here = clients.observer_at(vault, vault.address)
     health = here.health()
+    if health.version != vault.version:
+        vault.version = health.version
+        Vault.objects.filter(pk=vault.pk).update(version=health.version)
     if not health.standby or health.sealed:
         return "", None
     leader = here.leader().address

@@ -357,10 +357,11 @@ def running_revocations(*, limit: int) -> list[Revocation]:
     return list(rows.order_by("requested_at", "id")[:limit])
 
 
-def ledger_version(*, now: datetime) -> str:
+def ledger_version(*, now: datetime, ages: bool = True) -> str:
     """A short hash that changes when anything on a live page would. Reads ends of indexes and small tables only.
 
-    Ages of sources count in steps of five seconds, so that "checked 4 s ago" does not run away in the browser.
+    Ages of sources count in steps of five seconds, all at once and by the one that answered last: so "checked 4 s ago" does not run
+    away in the browser, and many sources make a page come again no more often than one. A page that shows no ages is without them.
     """
     stale_after = health.stale_after()
     parts: list[object] = [
@@ -368,9 +369,11 @@ def ledger_version(*, now: datetime) -> str:
         _live().count(),
         Revocation.objects.filter(state__in=OPEN_REVOCATION_STATES).aggregate(n=Count("id"), at=Max("updated_at")),
     ]
+    step = 0
     for state in SourceState.objects.order_by("kind", "name", "id"):
-        step = int(state.checked_at.timestamp() // 5)
-        parts.append((state.kind, state.name, state.ok, state.cause, step, now - state.checked_at > stale_after))
+        step = max(step, int(state.checked_at.timestamp() // 5))
+        parts.append((state.kind, state.name, state.ok, state.cause, now - state.checked_at > stale_after))
+    parts.append(step if ages else 0)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
 
@@ -421,39 +424,65 @@ class LeasePage:
     looked_until: datetime | None = None
 
 
-def leases_page(where: LeaseFilter, *, before: Cursor | None = None, size: int = PAGE) -> LeasePage:
-    """One page of leases, newest first (the credential read, else first sight). Raises ValueError for a foreign cursor.
+# orders that an index has: newest first, oldest first, and of those that have not ended the one that ends next first
+ORDERS = ("", "oldest", "ending")
+# the place of a lease whose end is not known: behind all others
+NEVER = datetime(3000, 1, 1, tzinfo=UTC)
+
+
+def leases_page(where: LeaseFilter, *, before: Cursor | None = None, size: int = PAGE, order: str = "") -> LeasePage:
+    """One page of leases in one of ORDERS. Raises ValueError for a foreign cursor. `ending` is of leases that have not ended.
 
     One condition, the narrowest that has an index, finds rows in their order; the others are tried on them, on no more than
     MOST_LOOKED_THROUGH: so that a rare hit, or none, takes no longer than that.
     """
     narrow, rest, values = _conditions(where)
-    if before:
-        narrow += " AND (COALESCE(accessed_at, first_seen_at), id) < (%(at)s, %(pk)s)"
-        values |= {"at": before.at, "pk": int(before.pk)}
-    began = "COALESCE(accessed_at, first_seen_at)"
+    if order == "ending":
+        # the one index that has this order; what narrows otherwise is tried on its rows
+        narrow, rest = "state <> 'ended'", " AND ".join(text for text in (narrow, rest) if text not in {"", "true"})
     most = MOST_LOOKED_THROUGH if rest else size + 1
-    candidates = f"FROM leases_lease WHERE {narrow} ORDER BY {began} DESC, id DESC LIMIT {most}"
+    way = "DESC" if order == "" else "ASC"
+    candidates = _candidates(narrow, order, after=before is not None, most=most)
+    values |= {"never": NEVER, "at": before.at if before else EPOCH, "pk": int(before.pk) if before else 0}
     with connection.cursor() as cursor:
         cursor.execute(
-            f"SELECT id FROM (SELECT *, {began} AS began_at {candidates}) l WHERE {rest or 'true'}"  # noqa: S608
-            f" ORDER BY began_at DESC, id DESC LIMIT {size + 1}",
+            f"SELECT id, place FROM ({candidates}) l WHERE {rest or 'true'} ORDER BY place {way}, id {way} LIMIT {size + 1}",  # noqa: S608
             values,
         )
-        keys = [row[0] for row in cursor.fetchall()]
+        found = cursor.fetchall()
         last = None
-        if rest and len(keys) <= size:
+        if rest and len(found) <= size:
+            other = "ASC" if way == "DESC" else "DESC"
             cursor.execute(
-                f"SELECT began_at, id FROM (SELECT id, {began} AS began_at, count(*) OVER () AS n"  # noqa: S608
-                f" FROM (SELECT id, accessed_at, first_seen_at {candidates}) l) l WHERE n = {most} ORDER BY began_at, id LIMIT 1",
+                f"SELECT place, id FROM (SELECT id, place, count(*) OVER () AS n FROM ({candidates}) l) l"  # noqa: S608
+                f" WHERE n = {most} ORDER BY place {other}, id {other} LIMIT 1",
                 values,
             )
             last = cursor.fetchone()
+    keys = [pk for pk, _ in found[:size]]
     rows = Lease.objects.select_related("vault", "database").annotate(began_at=Coalesce("accessed_at", "first_seen_at"))
-    page = list(rows.filter(pk__in=keys[:size]).order_by("-began_at", "-id"))
-    if len(keys) > size:
-        return LeasePage(page, Cursor(page[-1].began_at, str(page[-1].pk)))
+    by_key = rows.in_bulk(keys)
+    # one that was dropped meanwhile is known no longer
+    page = [by_key[pk] for pk in keys if pk in by_key]
+    if len(found) > size:
+        pk, place = found[size - 1]
+        return LeasePage(page, Cursor(place, str(pk)))
     return LeasePage(page, Cursor(last[0], str(last[1])), last[0]) if last else LeasePage(page, None)
+
+
+def _candidates(narrow: str, order: str, *, after: bool, most: int) -> str:
+    """SQL of the next rows in their order, each with its `place` in it."""
+    if order != "ending":
+        began, way, beyond = "COALESCE(accessed_at, first_seen_at)", *(("ASC", ">") if order else ("DESC", "<"))
+        key = f" AND ({began}, id) {beyond} (%(at)s, %(pk)s)" if after else ""
+        return f"SELECT *, {began} AS place FROM leases_lease WHERE {narrow}{key} ORDER BY {began} {way}, id {way} LIMIT {most}"  # noqa: S608
+    key = " AND (expires_at, id) > (%(at)s, %(pk)s)" if after else ""
+    late = " AND (%(at)s < %(never)s OR id > %(pk)s)" if after else ""
+    return (
+        f"SELECT * FROM ((SELECT *, expires_at AS place FROM leases_lease WHERE {narrow} AND expires_at IS NOT NULL{key}"  # noqa: S608
+        f" ORDER BY expires_at, id LIMIT {most}) UNION ALL (SELECT *, %(never)s::timestamptz AS place FROM leases_lease"
+        f" WHERE {narrow} AND expires_at IS NULL{late} ORDER BY expires_at, id LIMIT {most})) l ORDER BY place, id LIMIT {most}"
+    )
 
 
 def _conditions(where: LeaseFilter) -> tuple[str, str, dict[str, str | int | datetime]]:

@@ -171,9 +171,14 @@ class SessionPage:
 
 
 def sessions_page(
-    database: Database, where: SessionFilter, *, before: Cursor | None = None, size: int = PAGE
+    database: Database,
+    where: SessionFilter,
+    *,
+    before: Cursor | None = None,
+    size: int = PAGE,
+    oldest: bool = False,
 ) -> SessionPage:
-    """One page of a database's sessions, the newest first.
+    """One page of a database's sessions, the newest first, or the oldest.
 
     As with queries.leases_page(): one condition finds rows in their order by its index, the others are tried on no more than
     MOST_LOOKED_THROUGH of them.
@@ -182,14 +187,15 @@ def sessions_page(
     values: dict[str, str | int | datetime] = {"database": database.pk, "place": where.place, "user": where.user}
     values["address"] = "" if where.address == LOCAL else where.address
     if before:
-        narrow += " AND (started_at, id) < (%(at)s, %(pk)s)"
+        narrow += f" AND (started_at, id) {'>' if oldest else '<'} (%(at)s, %(pk)s)"
         values |= {"at": before.at, "pk": int(before.pk)}
     most = queries.MOST_LOOKED_THROUGH if rest else size + 1
-    candidates = f"FROM leases_session WHERE {narrow} ORDER BY started_at DESC, id DESC LIMIT {most}"
+    way, back = ("ASC", "DESC") if oldest else ("DESC", "ASC")
+    candidates = f"FROM leases_session WHERE {narrow} ORDER BY started_at {way}, id {way} LIMIT {most}"
     with connection.cursor() as cursor:
         cursor.execute(
             f"SELECT id FROM (SELECT * {candidates}) s WHERE {rest or 'true'}"  # noqa: S608
-            f" ORDER BY started_at DESC, id DESC LIMIT {size + 1}",
+            f" ORDER BY started_at {way}, id {way} LIMIT {size + 1}",
             values,
         )
         keys = [row[0] for row in cursor.fetchall()]
@@ -197,12 +203,12 @@ def sessions_page(
         if rest and len(keys) <= size:
             cursor.execute(
                 f"SELECT started_at, id FROM (SELECT *, count(*) OVER () AS n FROM (SELECT id, started_at {candidates}) s) s"  # noqa: S608
-                f" WHERE n = {most} ORDER BY started_at, id LIMIT 1",
+                f" WHERE n = {most} ORDER BY started_at {back}, id {back} LIMIT 1",
                 values,
             )
             last = cursor.fetchone()
     rows = Session.objects.filter(pk__in=keys[:size]).select_related("server", "lease")
-    page = list(rows.order_by("-started_at", "-id"))
+    page = list(rows.order_by(*(("started_at", "id") if oldest else ("-started_at", "-id"))))
     if len(keys) > size:
         return SessionPage(page, Cursor(page[-1].started_at, str(page[-1].pk)))
     return SessionPage(page, Cursor(last[0], str(last[1])), last[0]) if last else SessionPage(page, None)

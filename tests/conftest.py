@@ -11,6 +11,7 @@ from django.test.utils import setup_databases, teardown_databases
 from pytest_django import DjangoDbBlocker
 
 from audit import intern
+from dashboard import live
 from demo.postgres import Postgres
 from tests import factories
 
@@ -46,6 +47,13 @@ def django_db_setup(
 def _nothing_interned() -> None:
     """Each test rolls its rows back, and with them the ids that this process remembers."""
     intern.forget()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A test sees at once what it has just done; what is kept for a moment has tests of its own."""
+    live.forget()
+    monkeypatch.setattr(live, "KEEP", 0.0)
 
 
 @pytest.fixture

@@ -124,10 +124,17 @@ def test_what_is_slow_or_grows_is_said_to_fall_short() -> None:
     assert falls_short(10, read(13.1, 20))
     assert not falls_short(10, read(13, 20))
     assert not falls_short(1, read(2.9, 20)), "less than two milliseconds more"
+    whole = Read("/", page_reads.WHOLE, "", 40, 99.9, 120, queries=17)
+    assert not falls_short(10, whole)
+    assert falls_short(10, Read("/", page_reads.WHOLE, "", 40, 100, 120))
     key = ("/", "leases.queries.x", "SELECT")
     shown = table({key: read(10, 12)}, {key: read(20, 30)}, sizes=(1_000_000, 10_000_000))
     assert "falls short" in shown
     assert "1 reads of 1 pages, 1 fall short" in shown
+    page = {("/", page_reads.WHOLE, ""): whole}
+    shown = table(page, page, sizes=(1_000_000, 10_000_000))
+    assert "17 queries" in shown
+    assert "the slowest p95 99.9 ms (/), at most 100; the most queries 17" in shown
 
 
 def test_a_page_that_does_not_answer_makes_the_measurement_void(viewer: Client) -> None:

@@ -5,7 +5,7 @@
 
 from audit.exports.cells import FORMULAS, Row, cell, write_csv
 from audit.exports.copying import UnknownFilter, Written, chosen, filters, header, stream, write
-from audit.exports.rows import COULD_READ, REVIEW, access_review, could_read
+from audit.exports.rows import COULD_READ, REVIEW, USES, access_review, could_read, of_uses
 from audit.exports.statements import ACCESSES, LEASES, STATEMENTS
 
 KINDS = tuple(STATEMENTS)
@@ -18,6 +18,7 @@ __all__ = [
     "LEASES",
     "REVIEW",
     "STATEMENTS",
+    "USES",
     "Row",
     "UnknownFilter",
     "Written",
@@ -27,6 +28,7 @@ __all__ = [
     "could_read",
     "filters",
     "header",
+    "of_uses",
     "stream",
     "write",
     "write_csv",

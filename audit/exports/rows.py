@@ -9,7 +9,7 @@ from django.utils import timezone
 from audit import timemachine
 from audit.exports.cells import Row
 from audit.exports.statements import LEASES
-from leases import review, session_queries
+from leases import review, session_queries, usage
 from leases.models import Database, Lease
 from leases.session_queries import Use
 
@@ -36,6 +36,22 @@ REVIEW = [
     "use_seconds_median",
     "use_seconds_max",
     "fit",
+]
+USES = [
+    "vault",
+    "mount",
+    "database",
+    "cluster",
+    "pod_namespace",
+    "pod",
+    "pods",
+    "service_account_namespace",
+    "service_account",
+    "certainty",
+    "live",
+    "reads",
+    "first_read_at",
+    "last_read_at",
 ]
 COULD_READ = ["at", "compared_with", "change", *LEASES, "doubts"]
 
@@ -69,6 +85,27 @@ def access_review(database: Database, found: review.Review, *, from_at: datetime
 
 def _whole(seconds: float | None) -> int | None:
     return None if seconds is None else round(seconds)
+
+
+def of_uses(rows: Iterable[usage.Use]) -> Iterator[Row]:
+    """One row per holder of credentials of a database."""
+    for use in rows:
+        yield {
+            "vault": use.place.vault,
+            "mount": use.place.mount,
+            "database": use.place.name,
+            "cluster": use.holder.cluster,
+            "pod_namespace": use.holder.namespace,
+            "pod": use.holder.pod,
+            "pods": use.pods or None,
+            "service_account_namespace": use.holder.account_namespace,
+            "service_account": use.holder.service_account,
+            "certainty": use.certainty,
+            "live": use.live,
+            "reads": use.reads,
+            "first_read_at": use.first_at,
+            "last_read_at": use.last_at,
+        }
 
 
 def could_read(database: Database | None, *, at: datetime, to: datetime | None = None, now: datetime) -> Iterator[Row]:

@@ -215,7 +215,7 @@ STATEMENTS: dict[str, Statement] = {
             "own": "e.own = %(own)s::bool",
         },
     ),
-    # one row per lease of an action, with its steps in words
+    # one row per lease of an action, with its steps in words; what was done without a lease has one with an empty lease id
     "actions": Statement(
         (
             Column("at", "a.at", "time"),
@@ -226,7 +226,7 @@ STATEMENTS: dict[str, Statement] = {
             Column("id", "a.id::text", "fixed"),
         ),
         f"""
-        FROM leases_action a CROSS JOIN LATERAL jsonb_array_elements(a.targets) WITH ORDINALITY AS t (target, place)
+        FROM leases_action a LEFT JOIN LATERAL jsonb_array_elements(a.targets) WITH ORDINALITY AS t (target, place) ON true
         LEFT JOIN (
           SELECT DISTINCT ON (r.action_id, l.lease_id) r.action_id, l.lease_id, r.state
           FROM leases_revocation r JOIN leases_lease l ON l.id = r.lease_id
@@ -239,7 +239,7 @@ STATEMENTS: dict[str, Statement] = {
           FROM leases_actionstep
           WHERE action_id IN (SELECT id FROM leases_action WHERE at >= %(from)s AND at < %(to)s)
           GROUP BY action_id, lease_id
-        ) s ON s.action_id = a.id AND s.lease_id = t.target->>'lease_id'
+        ) s ON s.action_id = a.id AND s.lease_id = COALESCE(t.target->>'lease_id', '')
         WHERE a.at >= %(from)s AND a.at < %(to)s
         """,  # noqa: S608
         "a.at, a.id, t.place",

@@ -1,10 +1,10 @@
 """How values look: times, countdowns, and badges that say everything by shape and word before colour."""
 
-import shlex
 from collections import Counter
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from typing import Literal
 from urllib.parse import urlencode
 
 from django import template
@@ -17,8 +17,10 @@ from audit.hours import Hour, State
 from audit.models import Finding, Notice, Severity
 from dashboard import addresses
 from dashboard.lanes import Bar, Mark
+from dashboard.paging import link
 from dashboard.receipts import Line
-from leases.models import Action, ActionStep, Lease, Session
+from leases import commands
+from leases.models import Action, ActionStep, Database, Lease, Session
 from leases.queries import database_key
 from leases.review import length
 from leases.usage import Holder
@@ -473,11 +475,80 @@ def database_name(lease: Lease) -> str:
 
 
 @register.simple_tag
-def command(lease: Lease, verb: str) -> str:
+def command(lease: Lease, verb: Literal["lookup", "revoke"]) -> str:
     """The same by hand: `verb` is `revoke` or `lookup`."""
-    namespace = f"-namespace={shlex.quote(lease.vault_namespace)} " if lease.vault_namespace else ""
-    sync = "-sync " if verb == "revoke" else ""
-    return f"bao lease {verb} {namespace}{sync}{shlex.quote(lease.lease_id)}"
+    return commands.of_lease(lease, verb)
+
+
+@register.simple_tag
+def copy_lease(lease: Lease) -> SafeString:
+    """A small button in a row: it copies the lookup of the lease, with Shift its revocation. keys.js: c and C."""
+    lookup = commands.of_lease(lease, "lookup")
+    revoke = "" if lease.state == "ended" else commands.of_lease(lease, "revoke")
+    return format_html(
+        '<button type="button" class="one" data-lookup="{}"{} hidden title="{}" aria-label="Copy the command that looks up {}">{}</button>',
+        lookup,
+        format_html(' data-revoke="{}"', revoke) if revoke else "",
+        f"Copy: {lookup}" + ("\nWith Shift, the command that revokes it" if revoke else ""),
+        lease.short_id[:8],
+        icon("copy"),
+    )
+
+
+@register.simple_tag
+def copy_database(database: Database) -> SafeString:
+    """The same for a database: how Vault has configured it."""
+    text = commands.of_database(database)
+    return format_html(
+        '<button type="button" class="one" data-text="{}" hidden title="Copy: {}" aria-label="Copy the command that reads the configuration of {}">{}</button>',
+        text,
+        text,
+        database.name,
+        icon("copy"),
+    )
+
+
+@register.simple_tag(takes_context=True)
+def sort_head(
+    context: Context, label: str, *, descending: str | None = None, ascending: str | None = None, number: bool = False
+) -> SafeString:
+    """A column's head that sorts: `descending` and `ascending` are the values of `sort` for it, None where no index has that order.
+
+    The link leads to the other order, or to the first one of a column that the list is not sorted by.
+    """
+    request = context["request"]
+    current = request.GET.get("sort", "")
+    orders = {"descending": descending, "ascending": ascending}
+    sorted_ = next((way for way, value in orders.items() if value is not None and value == current), "")
+    others = [value for way, value in orders.items() if value is not None and way != sorted_]
+    mark = {"descending": "sorted-down", "ascending": "sorted-up"}.get(sorted_)
+    words = format_html("{}{}", label, icon(mark) if mark else "")
+    head = format_html('<a href="{}">{}</a>', link(request, sort=others[0], before=""), words) if others else words
+    return format_html(
+        '<th scope="col"{}{}>{}</th>',
+        format_html(' aria-sort="{}"', sorted_) if sorted_ else "",
+        format_html(' class="{}"', "number") if number else "",
+        head,
+    )
+
+
+@register.simple_tag(takes_context=True)
+def keep_sort(context: Context) -> SafeString:
+    """In the form of a list's filter: the order stays when the filter changes."""
+    value = context["request"].GET.get("sort", "")
+    return format_html('<input type="hidden" name="sort" value="{}">', value) if value else SafeString()
+
+
+@register.simple_tag(takes_context=True)
+def csv_link(context: Context, name: str, *args: object) -> SafeString:
+    """To the same list as CSV: `name` and `args` are its address's, the query string is this page's."""
+    query = link(context["request"], version="").partition("?")[2]
+    return format_html(
+        '<a class="csv" href="{}{}" download title="{}">CSV</a>',
+        reverse(name, args=args),
+        f"?{query}" if query else "",
+        "What is listed from here on; where that is more than one file takes, its name says so",
+    )
 
 
 @register.filter

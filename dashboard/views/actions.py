@@ -13,8 +13,9 @@ from django.utils import timezone
 
 from dashboard import receipts
 from dashboard.access import PageRequest, groups, may_read, may_revoke, needs
+from dashboard.downloads import csv_of
 from dashboard.forms import ActionFilterForm, RefuseForm
-from dashboard.paging import cursor, link
+from dashboard.paging import cursor, link, order
 from dashboard.views.plans import brief, describe, preview
 from leases import action_queries as queries
 from leases import jobs
@@ -32,13 +33,20 @@ ORDER = [
     RevocationState.VERIFIED,
 ]
 
+# of each a CSV has a row for every lease that it was about, which may be thousands
+MOST_ACTIONS = 500
+
 
 @needs(may_read)
 def index(request: PageRequest) -> HttpResponse:
-    before = cursor(request, numeric=False)
+    before, sort = cursor(request, numeric=False), order(request, "oldest")
     form = ActionFilterForm(request.GET)
     try:
-        page = queries.actions_page(form.where(), before=before) if form.is_valid() else queries.ActionPage([], None)
+        page = (
+            queries.actions_page(form.where(), before=before, oldest=bool(sort))
+            if form.is_valid()
+            else queries.ActionPage([], None)
+        )
     except ValueError as error:
         raise BadRequest("This is no page of the list.") from error
     context = {
@@ -53,11 +61,27 @@ def index(request: PageRequest) -> HttpResponse:
             for row in page.rows
         ],
         "waiting": queries.waiting_jobs(),
+        "sort": sort,
         "first": before is None,
         "newest": link(request, before=""),
         "older": link(request, before=str(page.older)) if page.older else "",
     }
     return render(request, "actions/list.html", context)
+
+
+@needs(may_read)
+def download(request: PageRequest) -> HttpResponse:
+    now, oldest = timezone.now(), bool(order(request, "oldest"))
+    form = ActionFilterForm(request.GET)
+    if not form.is_valid():
+        raise BadRequest("Mend the filter on the page of actions; its CSV link names it.")
+    try:
+        page = queries.actions_page(
+            form.where(), before=cursor(request, numeric=False), size=MOST_ACTIONS, oldest=oldest
+        )
+    except ValueError as error:
+        raise BadRequest("This is no page of the list.") from error
+    return csv_of("actions", [row.action.pk for row in page.rows], now=now, whole=page.older is None)
 
 
 @needs(may_read)

@@ -1,14 +1,18 @@
 """Which pod used which database; and one database with its sessions and how they are watched."""
 
+from django.core.exceptions import BadRequest
 from django.http import Http404, HttpResponse
 from django.shortcuts import render
 from django.utils import timezone
 
+from audit import exports
 from audit.findings import queries as findings
+from dashboard import live
 from dashboard import usage as layout
 from dashboard.access import PageRequest, may_read, needs
+from dashboard.downloads import MOST, csv, csv_of, gather
 from dashboard.forms import PERIODS, USUAL_PERIOD, SessionFilterForm, UseForm
-from dashboard.paging import begun, cursor, link
+from dashboard.paging import begun, cursor, link, order
 from leases import queries, session_queries, usage
 
 # so many reads and live leases in all, and they are shown pod by pod unless asked otherwise
@@ -81,15 +85,16 @@ def _used(request: PageRequest, form: UseForm, known: dict[int, usage.Place], wa
 
 
 @needs(may_read)
+@live.shared
 def detail(request: PageRequest, pk: int) -> HttpResponse:
     now = timezone.now()
     database = session_queries.database(pk)
     if database is None:
         raise Http404
-    before = cursor(request)
+    before, sort = cursor(request), order(request, "oldest")
     form = SessionFilterForm(request.GET)
     page = (
-        session_queries.sessions_page(database, form.where(), before=before)
+        session_queries.sessions_page(database, form.where(), before=before, oldest=bool(sort))
         if form.is_valid()
         else session_queries.SessionPage([], None)
     )
@@ -110,6 +115,7 @@ def detail(request: PageRequest, pk: int) -> HttpResponse:
         "most": session_queries.MOST_COUNTED,
         "form": form,
         "page": page,
+        "sort": sort,
         "first": before is None,
         "newest": link(request, before=""),
         "older": link(request, before=str(page.older)) if page.older else "",
@@ -117,3 +123,35 @@ def detail(request: PageRequest, pk: int) -> HttpResponse:
         "part": bool(request.htmx),
     }
     return render(request, "databases/_live.html" if request.htmx else "databases/detail.html", context)
+
+
+@needs(may_read)
+def download(request: PageRequest) -> HttpResponse:
+    """Who used which database, as the page of all of them lists it, each row by itself."""
+    now = timezone.now()
+    known = usage.places()
+    watched = [row.pk for row in queries.databases()]
+    form = UseForm(request.GET, databases=[(str(key), known[key].path) for key in watched], now=now)
+    if not form.is_valid():
+        raise BadRequest("Mend the period on the page of databases; its CSV link names it.")
+    span, where = form.span(), form.where()
+    uses = usage.by_account(span) if request.GET.get("by") == "account" else usage.by_pod(span, where)
+    rows = [row for row in uses.rows if where.fits(row)]
+    return csv("use-of-databases", exports.USES, exports.of_uses(rows), now=now, whole=uses.counted_from is None)
+
+
+@needs(may_read)
+def download_sessions(request: PageRequest, pk: int) -> HttpResponse:
+    now, oldest = timezone.now(), bool(order(request, "oldest"))
+    database = session_queries.database(pk)
+    if database is None:
+        raise Http404
+    form = SessionFilterForm(request.GET)
+    if not form.is_valid():
+        raise BadRequest("Mend the filter on the database's page; its CSV link names it.")
+    where = form.where()
+    rows, whole = gather(
+        lambda before: session_queries.sessions_page(database, where, before=before, size=MOST, oldest=oldest),
+        cursor(request),
+    )
+    return csv_of("sessions", [row.pk for row in rows], now=now, whole=whole)

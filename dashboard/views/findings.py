@@ -9,13 +9,16 @@ from django.utils import timezone
 from audit.findings import kinds, queries, watch
 from audit.models import Finding
 from audit.notices import queries as notices
+from dashboard import live
 from dashboard.access import PageRequest, groups, may_close_findings, may_read, may_revoke, needs
+from dashboard.downloads import MOST, csv_of, gather
 from dashboard.forms import CloseForm, FindingFilterForm
 from dashboard.paging import link
 from leases.queries import vaults
 
 
 @needs(may_read)
+@live.shared
 def index(request: PageRequest) -> HttpResponse:
     text = request.GET.get("before", "")
     after = queries.Place.parse(text) if text else None
@@ -41,6 +44,19 @@ def index(request: PageRequest) -> HttpResponse:
         "part": bool(request.htmx),
     }
     return render(request, "findings/_list.html" if request.htmx else "findings/list.html", context)
+
+
+@needs(may_read)
+def download(request: PageRequest) -> HttpResponse:
+    now = timezone.now()
+    text = request.GET.get("before", "")
+    after = queries.Place.parse(text) if text else None
+    form = FindingFilterForm(request.GET, vaults=[row.name for row in vaults()])
+    if not form.is_valid() or (text and after is None):
+        raise BadRequest("Mend the filter on the page of findings; its CSV link names it.")
+    where = form.where()
+    rows, whole = gather(lambda place: queries.page(where, after=place, size=MOST), after)
+    return csv_of("findings", [row.pk for row in rows], now=now, whole=whole)
 
 
 @needs(may_read)

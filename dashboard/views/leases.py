@@ -3,6 +3,7 @@
 from datetime import UTC, timedelta
 
 from django.contrib import messages
+from django.core.exceptions import BadRequest
 from django.http import Http404, HttpResponse
 from django.shortcuts import redirect, render
 from django.urls import reverse
@@ -10,10 +11,11 @@ from django.utils import timezone
 
 import audit.queries
 from audit.findings import queries as findings
-from dashboard import addresses, timeline
+from dashboard import addresses, live, timeline
 from dashboard.access import PageRequest, may_read, may_revoke, needs
+from dashboard.downloads import MOST, csv_of, gather
 from dashboard.forms import LeaseFilterForm, RevokeForm
-from dashboard.paging import cursor, link
+from dashboard.paging import cursor, link, order
 from dashboard.views.plans import confirm, preview
 from leases import action_queries, plans, queries, session_queries
 from leases.models import Lease
@@ -21,18 +23,29 @@ from leases.models.actions import ActionKind
 
 
 @needs(may_read)
+@live.shared
 def index(request: PageRequest) -> HttpResponse:
     now = timezone.now()
-    before = cursor(request)
-    version = f"{queries.ledger_version(now=now)}.{findings.version()}"
+    before, sort = cursor(request), order(request, *queries.ORDERS)
+    version = live.version(
+        "ledger without ages", lambda: f"{queries.ledger_version(now=now, ages=False)}.{findings.version()}"
+    )
     if request.htmx and request.GET.get("version") == version:
         return HttpResponse(status=204)
     form = LeaseFilterForm(request.GET, databases=[queries.database_key(row) for row in queries.databases()])
-    page = queries.leases_page(form.where(), before=before) if form.is_valid() else queries.LeasePage([], None)
+    # only what has not ended can be sorted by its end
+    may_end = form.is_valid() and form.where().state not in {"", "ended"}
+    if not may_end and sort == "ending":
+        raise BadRequest("Leases that have ended have no time left to be sorted by. Choose another order or state.")
+    page = (
+        queries.leases_page(form.where(), before=before, order=sort) if form.is_valid() else queries.LeasePage([], None)
+    )
     context = {
         "now": now,
         "form": form,
         "page": page,
+        "sort": sort,
+        "may_end": may_end,
         "first": before is None,
         "newest": link(request, before=""),
         "older": link(request, before=str(page.older)) if page.older else "",
@@ -41,6 +54,20 @@ def index(request: PageRequest) -> HttpResponse:
         "part": bool(request.htmx),
     }
     return render(request, "leases/_rows.html" if request.htmx else "leases/list.html", context)
+
+
+@needs(may_read)
+def download(request: PageRequest) -> HttpResponse:
+    now = timezone.now()
+    sort = order(request, *queries.ORDERS)
+    form = LeaseFilterForm(request.GET, databases=[queries.database_key(row) for row in queries.databases()])
+    if not form.is_valid():
+        raise BadRequest("Mend the filter on the page of leases; its CSV link names it.")
+    where = form.where()
+    rows, whole = gather(
+        lambda before: queries.leases_page(where, before=before, size=MOST, order=sort), cursor(request)
+    )
+    return csv_of("leases", [row.pk for row in rows], now=now, whole=whole)
 
 
 @needs(may_read)

@@ -8,6 +8,7 @@ from django.utils import timezone
 
 import audit.queries
 from audit.findings import queries as findings
+from dashboard import live
 from dashboard.access import PageRequest, may_read, needs
 from dashboard.tables import live_matrix, rate
 from leases import queries, usage
@@ -18,9 +19,10 @@ GRACE = timedelta(seconds=1)
 
 
 @needs(may_read)
+@live.shared
 def overview(request: PageRequest) -> HttpResponse:
     now = timezone.now()
-    version = f"{queries.ledger_version(now=now)}.{findings.version()}"
+    version = live.version("ledger", lambda: f"{queries.ledger_version(now=now)}.{findings.version()}")
     # what is counted by the minute is another one in the next
     if request.htmx and request.GET.get("version") in {f"{version}.{at:%H%M}" for at in (now, now - GRACE)}:
         return HttpResponse(status=204)

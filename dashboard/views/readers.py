@@ -1,7 +1,6 @@
 """Who could read a database at one instant, and the difference from another: a page, and the same as CSV."""
 
 from datetime import UTC, datetime, timedelta
-from io import StringIO
 
 from django.core.exceptions import BadRequest
 from django.http import HttpResponse
@@ -10,6 +9,7 @@ from django.utils import timezone
 
 from audit import exports, timemachine
 from dashboard.access import PageRequest, may_read, needs
+from dashboard.downloads import csv
 from dashboard.forms import AccessForm
 from dashboard.paging import link
 from dashboard.tables import by_holder
@@ -89,11 +89,7 @@ def download(request: PageRequest) -> HttpResponse:
     if not form.is_valid() or not (name := form.cleaned_data["database"]):
         raise BadRequest("Choose a database and a moment on the page; its CSV link names both.")
     at, to = form.cleaned_data["at"] or _whole(now), form.cleaned_data["to"]
-    output = StringIO()
-    exports.write_csv(exports.COULD_READ, exports.could_read(known.get(name), at=at, to=to, now=now), output)
-    response = HttpResponse(output.getvalue(), content_type="text/csv; charset=utf-8")
-    response["Content-Disposition"] = f'attachment; filename="could-read-{at.astimezone(UTC):%Y%m%dT%H%M%SZ}.csv"'
-    return response
+    return csv("could-read", exports.COULD_READ, exports.could_read(known.get(name), at=at, to=to, now=now), now=at)
 
 
 def _change(request: PageRequest) -> timemachine.Change:

@@ -1,7 +1,6 @@
 """The access review of a database over a period: a page, and the same as CSV."""
 
 from datetime import datetime
-from io import StringIO
 
 from django.core.exceptions import BadRequest
 from django.http import HttpResponse, QueryDict
@@ -10,6 +9,7 @@ from django.utils import timezone
 
 from audit import exports
 from dashboard.access import PageRequest, may_read, needs
+from dashboard.downloads import csv
 from dashboard.forms import REVIEW_DAYS, USUAL_DAYS, ReviewForm
 from dashboard.paging import link
 from leases import queries, session_queries
@@ -63,9 +63,5 @@ def download(request: PageRequest) -> HttpResponse:
     if not form.is_valid() or not (name := form.cleaned_data["database"]):
         raise BadRequest("Choose a database and a period on the page; its CSV link names both.")
     database, since = known[name], now - form.period()
-    output = StringIO()
     rows = exports.access_review(database, review(database, since=since, now=now), from_at=since, to_at=now)
-    exports.write_csv(exports.REVIEW, rows, output)
-    response = HttpResponse(output.getvalue(), content_type="text/csv; charset=utf-8")
-    response["Content-Disposition"] = f'attachment; filename="access-review-{now:%Y%m%dT%H%M%SZ}.csv"'
-    return response
+    return csv("access-review", exports.REVIEW, rows, now=now)

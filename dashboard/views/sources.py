@@ -10,6 +10,7 @@ from django.utils import timezone
 import audit.queries
 from audit.batch import OLDEST
 from audit.findings import queries as findings
+from dashboard import live
 from dashboard.access import PageRequest, may_read, needs
 from dashboard.tables import readable, total
 from leases import queries, source_queries
@@ -18,9 +19,10 @@ DAY = timedelta(days=1)
 
 
 @needs(may_read)
+@live.shared
 def index(request: PageRequest) -> HttpResponse:
     now = timezone.now()
-    version = f"{queries.ledger_version(now=now)}.{findings.version()}"
+    version = live.version("ledger", lambda: f"{queries.ledger_version(now=now)}.{findings.version()}")
     if request.htmx and request.GET.get("version") == version:
         return HttpResponse(status=204)
     status = {(source.kind, source.name): source for source in queries.sources(now=now)}

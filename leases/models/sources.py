@@ -72,6 +72,8 @@ class Vault(models.Model):
     follow_leader = models.BooleanField(default=True)
     # of the active node, where `address` leads to a standby
     active_address = models.TextField(blank=True)
+    # as sys/health names it; empty until it was asked
+    version = models.TextField(blank=True, default="", db_default="")
     # how many devices write each request down, as Vault says
     audit_devices = models.PositiveSmallIntegerField(default=1)
     # and how many of these write down what a LIST answers (without elide_list_responses)

@@ -59,6 +59,8 @@
     for (const element of document.querySelectorAll("[data-clock]")) write(element, clock(now()));
   }
 
+  const local = (at) => `${at.toLocaleString(undefined, { dateStyle: "medium", timeStyle: "long" })} here`;
+
   const clock = (at) => new Date(at).toISOString().slice(11, 19);
 
   function lost() {
@@ -78,9 +80,18 @@
     return selection !== null && !selection.isCollapsed;
   };
 
+  // what was opened or ticked would be as before once the part is sent again; select.js ticks its own again
+  const at_work = (part) =>
+    [...part.querySelectorAll("input:checked, details[open]")].some((element) => !element.closest("[data-select]"));
+
   document.addEventListener("htmx:beforeRequest", (event) => {
-    // nobody looks, or somebody is selecting text to copy: leave the page as it is
-    if (event.target.matches("[data-poll]") && (document.hidden || reading())) event.preventDefault();
+    const part = event.target;
+    if (!part.matches("[data-poll]")) return;
+    const held = at_work(part);
+    const note = document.getElementById("held");
+    if (note) note.hidden = !held;
+    // nobody looks, or somebody is selecting text to copy, or rows: leave the page as it is
+    if (document.hidden || held || reading()) event.preventDefault();
   });
   document.addEventListener("htmx:sendError", lost);
   document.addEventListener("htmx:timeout", lost);
@@ -91,6 +102,15 @@
   });
   document.addEventListener("htmx:afterRequest", (event) => { if (event.detail.successful) found(); });
   document.addEventListener("htmx:afterSettle", () => { learn(); tick(); });
+  // a time in UTC says on hover what that is where the reader sits
+  document.addEventListener("mouseover", (event) => {
+    const element = event.target.closest?.("time[datetime]");
+    if (!element || element.dataset.utc !== undefined) return;
+    const at = new Date(element.dateTime);
+    if (Number.isNaN(at.getTime())) return;
+    element.dataset.utc = element.title || `${at.toISOString().slice(0, 19).replace("T", " ")} UTC`;
+    element.title = `${element.dataset.utc}\n${local(at)}`;
+  });
   document.addEventListener("visibilitychange", () => {
     if (document.hidden) return;
     tick();

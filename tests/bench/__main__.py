@@ -1,10 +1,10 @@
-"""`python -m tests.bench [--quick] [--only pipeline,copy,read,memory,streams,bytes,sessions,exports,pages] [--profile]`, as `make bench` runs it.
+"""`python -m tests.bench [--quick] [--only pipeline,copy,read,memory,streams,bytes,sessions,exports,pages,browsers] [--profile]`, as `make bench` runs it.
 
 One line for each figure on stdout, what is being done on stderr. Ends with 0 whatever the figures are, with 1 where a
 measurement is void. BENCH_LINES sets the log's length (1,000,000). Memory is measured on it and on a fifth of it, with
 BENCH_MEMORY=1 on it and on five times as much (10 GB of disk). `sessions` opens 2,000 of them on a server of its own. `exports` takes out a million
 accesses (BENCH_ACCESSES). `pages` (some ten minutes, 10 GB of disk) measures every
-page's reads with 200,000 leases (BENCH_LEASES) and 1, then 10 million events (BENCH_EVENTS=1000000,10000000).
+page, whole and read by read, with 200,000 leases (BENCH_LEASES) and 1, then 10 million events (BENCH_EVENTS=1000000,10000000). `browsers` measures what 200 open pages cost, over HTTP.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from tests.bench import database
 from tests.bench.figures import Void, progress
 from tests.bench.log import Log, write
 
-PARTS = ("pipeline", "copy", "bytes", "read", "streams", "memory", "sessions", "exports", "pages")
+PARTS = ("pipeline", "copy", "bytes", "read", "streams", "memory", "sessions", "exports", "pages", "browsers")
 
 
 def main() -> None:
@@ -84,6 +84,8 @@ def measure(options: argparse.Namespace) -> None:
         rounds.sessions(postgres, keep=keep)
     if "exports" in options.only:
         rounds.exports(postgres, leases=options.accesses, keep=keep, folder=services._FOLDER)
+    if "browsers" in options.only:
+        rounds.browsers(postgres, leases=options.leases, keep=keep)
     if "pages" in options.only:
         rounds.pages(postgres, leases=options.leases, events=options.events, keep=keep)
 

@@ -32,6 +32,9 @@ WARM_UP = 5
 FIRST_LEASE = 1_000_000
 # milliseconds
 MOST_P95, GROWTH, GROWTH_BELOW = 50.0, 1.3, 2.0
+# of a whole page as the server makes it, its templates too
+MOST_PAGE = 100.0
+WHOLE = "the whole page"
 
 # a page, and an address of it that is another each time
 Cases = dict[str, Callable[[Random], str]]
@@ -39,7 +42,10 @@ Cases = dict[str, Callable[[Random], str]]
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """One statement of one page: who asks (module.function), and milliseconds; `wall`: p95 with the waiting for a processor."""
+    """One statement of one page: who asks (module.function), and milliseconds; `wall`: p95 with the waiting for a processor.
+
+    `queries`: of a whole page, how many statements it runs at most.
+    """
 
     page: str
     asked_by: str
@@ -47,6 +53,7 @@ class Read:
     p50: float
     p95: float
     wall: float
+    queries: int = 0
 
 
 def cases(ground: Ground) -> Cases:
@@ -67,6 +74,9 @@ def cases(ground: Ground) -> Cases:
     def before(dice: Random) -> str:
         at = ground.from_at + timedelta(days=DAYS) * dice.random()
         return str(queries.Cursor(at, str(FIRST_LEASE + ground.leases)))
+
+    def before_end(dice: Random) -> str:
+        return str(queries.Cursor(ground.to_at + timedelta(days=dice.random()), str(FIRST_LEASE)))
 
     def session_before(dice: Random) -> str:
         at = ground.from_at + timedelta(days=DAYS) * dice.random()
@@ -107,6 +117,11 @@ def cases(ground: Ground) -> Cases:
         "/leases deep": lambda d: f"/leases?state=any&before={before(d)}",
         "/leases open, deep": lambda d: f"/leases?before={before(d)}",
         "/leases ended, deep": lambda d: f"/leases?state=ended&before={before(d)}",
+        "/leases oldest first": lambda d: f"/leases?sort=oldest&state={d.choice(('open', 'any'))}",
+        "/leases oldest first, of a database": lambda d: f"/leases?sort=oldest&state=any&database={database(d)}",
+        "/leases, what ends next": lambda _: "/leases?sort=ending",
+        "/leases, what ends next, deep": lambda d: f"/leases?sort=ending&before={before_end(d)}",
+        "/leases, what ends next of a database": lambda d: f"/leases?sort=ending&database={database(d)}",
         "/leases irrevocable": lambda _: "/leases?state=irrevocable",
         "/leases revoking": lambda _: "/leases?state=revoking",
         "/leases of a database": lambda d: f"/leases?state={d.choice(('open', 'any'))}&database={database(d)}",
@@ -138,6 +153,7 @@ def cases(ground: Ground) -> Cases:
         "/databases, pods of a service account": lambda d: f"/databases?period=30d&by=pod&{namespaced(d)}",
         "/databases/N": lambda d: f"/databases/{d.choice(keys[:-1])}",
         "/databases/N deep": lambda d: f"/databases/{d.choice(keys[:-1])}?before={session_before(d)}",
+        "/databases/N oldest first": lambda d: f"/databases/{d.choice(keys[:-1])}?sort=oldest",
         "/databases/N open": lambda d: f"/databases/{d.choice(keys[:-1])}?state=open&before={session_before(d)}",
         "/databases/N ended": lambda d: f"/databases/{d.choice(keys[:-1])}?state=ended",
         "/databases/N from elsewhere": lambda d: f"/databases/{d.choice(keys[:-1])}?place=elsewhere",
@@ -186,6 +202,7 @@ def cases(ground: Ground) -> Cases:
             f"/access?database={database(d)}&at={moment(d)}&to={moment(d)}&show={d.choice(('gained', 'lost', 'kept'))}"
         ),
         "/actions": lambda _: "/actions",
+        "/actions oldest first": lambda _: "/actions?sort=oldest",
         "/actions deep": lambda d: f"/actions?before={action_before(d)}",
         "/actions/N": lambda d: f"/actions/{d.choice(running) if d.random() < 0.2 else d.choice(actions)[0]}",
         "/sources": lambda _: "/sources",
@@ -207,22 +224,25 @@ def measure(ground: Ground, *, times: int) -> dict[tuple[str, str, str], Read]:
         progress(name)
         dice = Random(name)  # noqa: S311
         seconds: dict[tuple[str, str], list[Took]] = defaultdict(list)
-        whole = []
+        whole, most = [], 0
         for number in range(WARM_UP + times):
             began = Clock.now()
             with timed() as statements:
                 get(client, address(dice))
             if number >= WARM_UP:
                 whole.append(began.until(Clock.now()))
+                most = max(most, len(statements))
                 for asked_by, sql, one in statements:
                     seconds[asked_by, sql].append(one)
-        seconds["the whole page", ""] = whole
+        seconds[WHOLE, ""] = whole
         for (asked_by, sql), took in seconds.items():
             if len(took) < times / 4:
                 continue  # of one branch that is hardly ever taken nothing can be said
             alone = [one.alone * 1000 for one in took]
             wall = p95([one.wall * 1000 for one in took])
-            found[name, asked_by, sql] = Read(name, asked_by, sql, statistics.median(alone), p95(alone), wall)
+            found[name, asked_by, sql] = Read(
+                name, asked_by, sql, statistics.median(alone), p95(alone), wall, 0 if sql else most
+            )
     return found
 
 
@@ -315,9 +335,9 @@ def shape(sql: str) -> str:
 
 
 def falls_short(small: float, read: Read) -> bool:
-    """`small`: the median with fewer events. The whole page is there to be compared: it renders, too."""
-    if read.asked_by == "the whole page":
-        return False
+    """`small`: the median with fewer events. A whole page renders, too: it has a bound of its own."""
+    if read.asked_by == WHOLE:
+        return read.p95 >= MOST_PAGE
     return read.p95 >= MOST_P95 or (read.p50 > small * GROWTH and read.p50 - small >= GROWTH_BELOW)
 
 
@@ -336,14 +356,22 @@ def table(
             small = f"{before.p50:.1f}/{before.p95:.1f}" if before else "-"
             growth = f"{read.p50 / before.p50:.2f}" if before else "-"
             name = read.asked_by if read.sql else f"({read.asked_by})"
-            said = "falls short" if _short(few, read) else "holds" if read.sql else ""
+            said = "falls short" if _short(few, read) else "holds"
+            said += "" if read.sql else f"  {read.queries} queries"
             lines.append(
                 f"{page:<48}{name:<46}{small:>19}{f'{read.p50:.1f}/{read.p95:.1f}':>19}{growth:>9}{read.wall:>10.1f}  {said}".rstrip()
             )
+    whole = [read for read in many.values() if not read.sql]
     short = sum(_short(few, read) for read in many.values())
     lines.append(
         f"{sum(bool(read.sql) for read in many.values())} reads of {len({key[0] for key in many})} pages, {short} fall short"
     )
+    if whole:
+        slowest = max(whole, key=lambda read: read.p95)
+        lines.append(
+            f"whole pages: the slowest p95 {slowest.p95:.1f} ms ({slowest.page}), at most {MOST_PAGE:g}; "
+            f"the most queries {max(read.queries for read in whole)}"
+        )
     return "\n".join(lines)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from demo.postgres import Postgres
+from tests.bench import browsers as many_browsers
 from tests.bench import database, memory, page_reads, product, reads, scale, stored, taken_out
 from tests.bench import sessions as many_sessions
 from tests.bench.bulk_create import bulk_create
@@ -156,6 +157,14 @@ def pages(postgres: Postgres, *, leases: int, events: list[int], keep: list[str]
         database.vacuum(postgres)
         measured.append(page_reads.measure(ground, times=PAGES))
     print(page_reads.table(measured[0], measured[-1], sizes=(events[0], events[-1])), flush=True)
+
+
+def browsers(postgres: Postgres, *, leases: int, keep: list[str]) -> None:
+    """Open pages of many people, over HTTP, with the leases of production."""
+    database.empty(postgres, keep=keep)
+    scale.lay(leases=leases)
+    database.vacuum(postgres)
+    many_browsers.measure(postgres)
 
 
 def sessions(postgres: Postgres, *, keep: list[str]) -> None:
