@@ -33,6 +33,7 @@ urlpatterns = [
     path("databases/<int:pk>/sessions.csv", databases.download_sessions, name="databases-sessions-csv"),
     path("databases/<int:pk>", databases.detail, name="databases-detail"),
     path("workloads", workloads.index, name="workloads"),
+    path("workloads.csv", workloads.download, name="workloads-csv"),
     path("workloads/<str:cluster>/<str:namespace>/<str:name>", workloads.detail, name="workloads-detail"),
     path("pods/<str:cluster>/<path:uid>", pods.detail, name="pods-detail"),
     path("findings", findings.index, name="findings"),

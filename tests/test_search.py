@@ -70,7 +70,7 @@ def test_each_identifier_leads_to_its_page(scene: dict[str, Any]) -> None:
     assert found("checkout-6f")["Pods"] == pods
     assert found("shop/checkout-6f7c9d-x1")["Pods"] == pods
     assert found(pod.uid)["Pods"] == pods
-    account = ["/leases?state=any&namespace=shop&service_account=checkout"]
+    account = ["/workloads/demo/shop/checkout"]
     assert found("checkout")["Service accounts"] == account
     assert found("shop/check")["Service accounts"] == account
     assert "Service accounts" not in found("elsewhere/checkout")

@@ -1,5 +1,7 @@
 """Workloads: which service accounts and pods are listed, in which order, and what the page of one account says."""
 
+import csv
+import io
 import re
 import uuid
 from collections.abc import Callable
@@ -481,3 +483,15 @@ def test_an_account_whose_cluster_is_not_known_is_named_without_a_link(viewer: C
     page = viewer.get(f"/leases/{lease.pk}")
     assert "shop/ checkout" in text(page)
     assert "/workloads/" not in page.content.decode().replace('"/workloads"', "")
+
+
+def test_what_is_listed_can_be_taken_out_as_csv(viewer: Client) -> None:
+    factories.lease(service_account="checkout")
+    old("basket")
+    response = viewer.get("/workloads.csv?period=1h")
+    rows = list(csv.DictReader(io.StringIO(response.content.decode())))
+    assert [(row["namespace"], row["service_account"], row["live"]) for row in rows] == [("shop", "checkout", "1")]
+    assert rows[0]["databases"] == "demo/database/orders"
+    pods = list(csv.DictReader(io.StringIO(viewer.get("/workloads.csv?by=pod").content.decode())))
+    assert [row["live"] for row in pods] == ["1"]
+    assert viewer.get("/workloads.csv?period=nonsense").status_code == 400

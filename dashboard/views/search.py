@@ -13,6 +13,7 @@ from django.views.decorators.debug import sensitive_post_parameters
 from audit import search as verbs
 from audit import tasks
 from audit.search_reads import Hit
+from dashboard import addresses
 from dashboard.access import PageRequest, may_read, needs
 
 # of one user's log-in; what was found, not what was typed
@@ -76,8 +77,10 @@ def _keep(request: PageRequest, found: verbs.Found) -> str:
 PAGES: dict[str, Callable[..., str]] = {
     "lease": lambda pk: reverse("leases-detail", args=[pk]),
     "pod": lambda cluster, uid: reverse("pods-detail", args=[cluster, uid]),
-    "service account": lambda _, namespace, name: _list(
-        "leases", state="any", namespace=namespace, service_account=name
+    "service account": lambda cluster, namespace, name: (
+        addresses.of_account(cluster, namespace, name)
+        # a finding or a login may not tell the cluster
+        or _list("leases", state="any", namespace=namespace, service_account=name)
     ),
     "event": lambda vault, request_id: reverse("events-detail", args=[vault, request_id]),
     "login": lambda pk: _list("events", login=pk, own="any"),

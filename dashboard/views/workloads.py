@@ -1,19 +1,24 @@
 """Workloads: which service accounts and pods hold or held leases, and everything of one service account."""
 
+from collections.abc import Iterable
+
 from django.core.exceptions import BadRequest
 from django.http import Http404, HttpResponse, QueryDict
 from django.shortcuts import render
 from django.utils import timezone
 
 import audit.queries
+from audit.exports import Row
 from audit.findings import queries as findings
 from dashboard import addresses
 from dashboard.access import PageRequest, may_read, needs
+from dashboard.downloads import MOST, csv
 from dashboard.forms import PERIODS, USUAL_PERIOD, WorkloadFilterForm
 from dashboard.paging import cursor, link
 from dashboard.timeline import lives
 from leases import action_queries, queries, workload_queries
-from leases.workload_queries import LAST, Account, Place, PodPage, WorkloadPage
+from leases.models import Database
+from leases.workload_queries import LAST, Account, Place, PodPage, PodRow, Workload, WorkloadPage
 
 
 @needs(may_read)
@@ -53,6 +58,57 @@ def index(request: PageRequest) -> HttpResponse:
         "part": bool(request.htmx),
     }
     return render(request, "workloads/_rows.html" if request.htmx else "workloads/list.html", context)
+
+
+ACCOUNTS = ["cluster", "namespace", "service_account", "live", "databases", "certainties", "running_pods", "last_at"]
+PODS = ["cluster", "namespace", "pod", "pod_uid", "service_account", "live", "databases", "certainty", "last_at"]
+
+
+@needs(may_read)
+def download(request: PageRequest) -> HttpResponse:
+    now = timezone.now()
+    form = WorkloadFilterForm(_data(request), clusters=[row.name for row in queries.clusters()])
+    if not form.is_valid():
+        raise BadRequest("Mend the filter on the page of workloads; its CSV link names it.")
+    where = form.where(now=now)
+    if request.GET.get("by") == "pod":
+        pods = workload_queries.pods_page(where, before=cursor(request), size=MOST)
+        return csv("pods", PODS, map(_pod_row, pods.rows), now=now, whole=pods.older is None)
+    sort = form.cleaned_data["sort"] or LAST
+    accounts = workload_queries.accounts_page(where, sort=sort, after=_place(request), size=MOST)
+    whole = accounts.next is None and not accounts.cut_off
+    return csv("workloads", ACCOUNTS, map(_account_row, accounts.rows), now=now, whole=whole)
+
+
+def _account_row(row: Workload) -> Row:
+    return {
+        "cluster": row.account.cluster,
+        "namespace": row.account.namespace,
+        "service_account": row.account.name,
+        "live": row.live,
+        "databases": _names(row.databases),
+        "certainties": " ".join(row.certainties),
+        "running_pods": row.pods,
+        "last_at": row.last_at,
+    }
+
+
+def _pod_row(row: PodRow) -> Row:
+    return {
+        "cluster": row.newest.cluster,
+        "namespace": row.newest.pod_namespace,
+        "pod": row.newest.pod,
+        "pod_uid": row.newest.pod_uid,
+        "service_account": row.newest.service_account,
+        "live": row.live,
+        "databases": _names(row.databases),
+        "certainty": row.newest.certainty,
+        "last_at": row.read_at,
+    }
+
+
+def _names(databases: Iterable[Database | None]) -> str:
+    return " ".join(database.path if database else "unknown" for database in databases)
 
 
 def _data(request: PageRequest) -> QueryDict:
