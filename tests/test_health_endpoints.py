@@ -182,7 +182,7 @@ def test_the_numbers_are_those_of_the_ledger(client: Client) -> None:
     factories.source(SourceKind.CLUSTER, "demo", ok=False, cause="no route", fix="mend it")
     values = samples(client.get("/metrics"))
     # labels in alphabetical order: certainty, database, state, vault
-    assert values["leasehold_leases_live", ("exact", "billing", "live", "demo")] == 3
+    assert values["leasehold_leases_live", ("exact", "billing", "live", "demo")] == 4
     assert values["leasehold_leases_live", ("unknown", "", "live", "demo")] == 1
     assert values["leasehold_leases_live", ("exact", "orders", "irrevocable", "demo")] == 1
     assert values["leasehold_source_up", ("vault", "demo")] == 1
@@ -207,7 +207,7 @@ def test_the_numbers_are_those_of_the_ledger(client: Client) -> None:
     assert values["leasehold_stream_gaps_total", ("file-a", "bao-0", "demo")] == 4
     last_line = values["leasehold_stream_last_line_timestamp_seconds", ("file-b", "bao-0", "demo")]
     assert last_line == pytest.approx(now.timestamp() - 90, abs=0.001)
-    assert values["leasehold_revocations", ("verified",)] == 1
+    assert values["leasehold_revocations", ("verified",)] == 3
     assert values["leasehold_findings_open", ("lease explosion", "high")] == 1
     assert ("leasehold_findings_open", ("root token used", "high")) not in values
     assert sum(1 for name, _ in values if name == "leasehold_build_info") == 1

@@ -314,7 +314,7 @@ def test_the_page_of_an_account_says_everything_of_it(viewer: Client) -> None:
     lease = scene["lease"]
     body = text(viewer.get("/workloads/demo/shop/checkout"))
     for said in (
-        "It holds 4 live leases",
+        "It holds 5 live leases",
         scene["finding"].summary,
         "demo / database",
         lease.login.entity_id,
