@@ -1,7 +1,9 @@
 """The main job in a real browser on the real demo: log in, see what is live, revoke one lease, see that it is gone."""
 
 import os
+import re
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ import hvac
 import pytest
 from playwright.sync_api import Page, expect
 
+from demo import truth
 from tests.browser.conftest import Watch, log_in, shoot
 from tests.test_demo import running
 
@@ -25,6 +28,7 @@ SECONDS_UNTIL_VERIFIED = 3.0
 class Demo:
     """Where it is and how to get in; nothing secret is in its repr, which failing tests print."""
 
+    folder: Path
     url: str
     user: str
     viewer: str
@@ -52,6 +56,7 @@ def variables(folder: Path) -> Demo:
     )
     env = dict(line.split("=", 1) for line in done.stdout.split("\0") if "=" in line)
     return Demo(
+        folder=folder,
         url=env["DEMO_URL"],
         user=env["DEMO_USER"],
         viewer=env["DEMO_VIEWER"],
@@ -152,3 +157,68 @@ def test_a_viewer_sees_everything_and_revokes_nothing(page: Page, watch: Watch, 
     page.goto(page.url + "/revoke")
     expect(page.get_by_role("heading", name="This needs the group responder")).to_be_visible()
     shoot(page, "error-403-viewer")
+
+
+def issues_of(demo: Demo, account: str) -> list[str]:
+    """Leases that pods of this account in the first cluster really got, in order."""
+    lines = truth.read(demo.folder / "truth.ndjson")
+    return [
+        str(line.lease_id)
+        for line in lines
+        if (line.event, line.cluster, f"{line.namespace}/{line.service_account}") == ("issue", "demo", account)
+    ]
+
+
+def test_from_the_finding_to_the_verified_containment_in_five_clicks_and_ten_seconds(
+    operator: Page, demo: Demo
+) -> None:
+    """A pod's credential is used by a thief; its account is shut out, does not come back, and does after the undoing."""
+    page, clicks = operator, 0
+    environment = {**os.environ, "DEMO_STATE": str(demo.folder)}
+    thief = subprocess.Popen(
+        [sys.executable, "-m", "demo", "incident", "--seconds=60"], env=environment, stdout=subprocess.DEVNULL
+    )
+    try:
+        page.goto(f"{demo.url}/findings?kind=credential+used+from+elsewhere")
+        finding = page.locator("tbody a[href*='/findings/']").first
+        expect(finding).to_be_visible(timeout=40_000)
+
+        began = time.monotonic()
+        finding.click()
+        page.get_by_role("button", name="Contain the account…").click()
+        page.get_by_label("Reason").fill("INC-17: its credential is used from elsewhere")
+        confirm = page.get_by_role("button", name=re.compile("^Contain "))
+        expect(confirm).to_be_enabled(timeout=10_000)
+        account = page.locator("h1").inner_text()
+        confirm.click()
+        clicks = 3
+        expect(page.locator("h1")).to_contain_text("contained", timeout=15_000)
+        seconds = time.monotonic() - began
+        shoot(page, "contained")
+        assert clicks <= 5
+        assert seconds <= 10, seconds
+
+        account = re.search(r"[a-z0-9-]+/[a-z0-9-]+", page.locator("h1").inner_text() or account)[0]  # type: ignore[index]
+        page.get_by_role("link", name="all of it as text").click()
+        assert "Lease gone from Vault" in page.locator("body").inner_text()
+        page.go_back()
+        expect(page.locator("h1")).to_contain_text(account)
+
+        # its agents go on trying
+        before = issues_of(demo, account)
+        time.sleep(15)
+        assert issues_of(demo, account) == before
+
+        page.get_by_role("button", name=re.compile("^Undo")).first.click()
+        reason = page.get_by_label("Reason")
+        if reason.is_visible():
+            reason.fill("the thief is out")
+            page.get_by_role("button", name=re.compile("^(Undo|Let it in)")).last.click()
+        expect(page.locator("h1")).to_contain_text("lifted", timeout=15_000)
+        until = time.monotonic() + 60
+        while issues_of(demo, account) == before and time.monotonic() < until:
+            time.sleep(0.5)
+        assert len(issues_of(demo, account)) > len(before)
+    finally:
+        thief.terminate()
+        thief.wait(timeout=20)
