@@ -20,7 +20,7 @@ from leases.models import Action, ActionKind, ActionStep, EndReason, Job, Lease,
 from leases.models.actions import OPEN_REVOCATION_STATES, TRANSITIONS, JobState, Outcome, RevocationState
 from leases.models.sessions import TiedBy
 from leases.plans import FORCE_CONSEQUENCES, NothingToRevoke, PlanExpired, PlanUsed
-from leases.vault import RevocationFailed, VaultError, VaultLoginFailed, VaultSealed, VaultUnreachable
+from leases.vault import LeaseTimes, RevocationFailed, VaultError, VaultLoginFailed, VaultSealed, VaultUnreachable
 
 __all__ = ["FORCE_CONSEQUENCES", "NothingToRevoke", "PlanExpired", "PlanUsed"]
 
@@ -305,15 +305,20 @@ def _step(revocation: Revocation) -> str:
 def _end_if_gone(revocation: Revocation) -> None:
     """A lease that ended before Vault was told was not ended here: it keeps the reason that there is evidence for."""
     lease = revocation.lease
-    if clients.observer(lease.vault).lookup_lease(lease.lease_id) is None:
+    if _look_up(lease) is None:
         lookups.end_gone(lease, now=timezone.now())
+
+
+def _look_up(lease: Lease) -> LeaseTimes | None:
+    """As Vault knows it now. Asked for in the lease's own namespace: what is denied is then named as the policy has to name it."""
+    return clients.observer(lease.vault).lookup_lease(lease.lease_id, namespace=lease.vault_namespace)
 
 
 def _look_before_repeating(revocation: Revocation) -> None:
     """Vault may have been told, by a worker that was lost or in a request without an answer. Only a lease that is still there is
     told of again."""
     lease = revocation.lease
-    if clients.observer(lease.vault).lookup_lease(lease.lease_id) is not None:
+    if _look_up(lease) is not None:
         return
     now = timezone.now()
     with transaction.atomic():
@@ -374,9 +379,9 @@ def _revoke(revocation: Revocation) -> bool:
     client = clients.responder(lease.vault)
     try:
         if forced:
-            client.force_revoke_lease(lease.lease_id)
+            client.force_revoke_lease(lease.lease_id, namespace=lease.vault_namespace)
         else:
-            client.revoke_lease(lease.lease_id)
+            client.revoke_lease(lease.lease_id, namespace=lease.vault_namespace)
     except RevocationFailed as error:
         fail(revocation, VAULT_ANSWERED, str(error), now=timezone.now())
         return False
@@ -394,7 +399,7 @@ def is_forced(revocation: Revocation) -> bool:
 def _verify(revocation: Revocation) -> None:
     """Asks Vault for the lease and the database for the user; only what both show gone is verified."""
     lease = revocation.lease
-    still_there = clients.observer(lease.vault).lookup_lease(lease.lease_id)
+    still_there = _look_up(lease)
     now = timezone.now()
     if still_there is not None:
         said = still_there.revoke_error or "Vault still knows the lease. Revoke it again, or look at Vault's own log."

@@ -18,6 +18,15 @@ path "sys/leases/lookup" {
   capabilities = ["update"]
 }
 
+# Where leases of child namespaces are to be revoked, too: the same two rules below each of them, here of all children. Write
+# `path "team-a/…"` instead to name one.
+# path "+/sys/leases/revoke/database/*" {
+#   capabilities = ["update"]
+# }
+# path "+/sys/leases/lookup" {
+#   capabilities = ["update"]
+# }
+
 # Where Vault has the password of the account that ends sessions of revoked leases (`respond = { static_role = … }` of a database in
 # leasehold.toml): that credential and no other. A dynamic role (`respond = { role = … }`) needs `creds` instead of `static-creds`.
 # path "database/static-creds/leasehold-respond" {
