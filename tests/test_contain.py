@@ -78,13 +78,15 @@ def press(planned: Plan, *, by: str = "ola") -> Containment:
     return contain.confirm(planned, by=by, reason="its token was seen elsewhere", now=timezone.now()).containment
 
 
-def work(containment: Containment, *, turns: int = 60) -> Containment:
+def work(containment: Containment, *, seconds: float = 30) -> Containment:
     """What the `actions` workers do, until nothing is left to do by itself."""
-    for _ in range(turns):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         contain.carry_out(containment.pk)
         for job in Job.objects.filter(state=JobState.RUNNING):
             jobs.work_on(job.pk)
-        # nobody waits here for what is to be tried again soon
+        # nobody waits here for what is to be tried again soon, but for what the ledger is given time to learn
+        time.sleep(0.05)
         Containment.objects.filter(pk=containment.pk).update(claimed_until=None)
         containment.refresh_from_db()
         if containment.state not in {ContainmentState.CONTAINING, ContainmentState.LIFTING}:
