@@ -6,7 +6,6 @@ Only an `actions` worker talks to Vault. Pages read what that one wrote down.
 import hashlib
 import logging
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
@@ -277,8 +276,13 @@ def again(containment: Containment, *, by: str, now: datetime) -> None:
         ):
             raise NotNow(f"This is {containment.state}: it cannot be contained again now.")
         say(containment.action_id, CONTAINED_AGAIN, Outcome.OK, f"by {by}", now=now)
-        with suppress(NotNow):
-            jobs.retry(containment.action.job, by=by, now=now)
+        job = Job.objects.get(action=containment.action_id)
+        try:
+            jobs.retry(job, by=by, now=now)
+        except NotNow:
+            # stopped when nothing was left to be stopped: what is found from now on becomes its items
+            if job.state == JobState.STOPPED:
+                jobs.move(job, JobState.RUNNING, now=now, stopped_by="", stopped_at=None)
         _queue(containment)
 
 

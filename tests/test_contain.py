@@ -404,6 +404,16 @@ def test_somebody_who_stops_it_finds_the_identities_disabled_and_the_rest_as_it_
     assert Lease.objects.get(lease_id=lease_id).state == LeaseState.ENDED
 
 
+def test_what_was_stopped_before_it_had_anything_to_end_can_be_contained_again(shop: World) -> None:
+    lease_id = workers.issue(shop.pod("storefront"))
+    containment = press(plan())
+    jobs.stop(Job.objects.get(action=containment.action), by="per", now=timezone.now())
+    assert work(containment).state == ContainmentState.FAILED
+    contain.again(containment, by="per", now=timezone.now())
+    assert work(containment).state == ContainmentState.CONTAINED, said(containment.action)
+    assert Lease.objects.get(lease_id=lease_id).state == LeaseState.ENDED
+
+
 def test_leases_that_somebody_else_is_ending_are_left_to_them_and_waited_for(shop: World) -> None:
     pod = shop.pod("storefront")
     lease_id = workers.issue(pod)
