@@ -873,6 +873,8 @@ def _also_contained_by(containment: Containment, row: ContainedEntity) -> Contai
         ContainedEntity.objects.filter(
             vault=row.vault, entity_id=row.entity_id, containment__state__in=OPEN_CONTAINMENT_STATES
         )
+        # of two that are undone at the same time neither leaves it to the other
+        .exclude(containment__state=ContainmentState.LIFTING)
         .exclude(containment=containment)
         .select_related("containment")
         .order_by("id")

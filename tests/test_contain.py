@@ -434,11 +434,8 @@ def test_orphans_that_its_tokens_made_are_told_of_before(shop: World) -> None:
     assert any("orphan" in sentence for sentence in shown.not_covered)
 
 
-def test_two_containments_of_one_identity_are_undone_by_the_last(shop: World) -> None:
-    pod = shop.pod("storefront")
-    workers.issue(pod)
-    entity = entity_of(pod)
-    first = work(press(plan()))
+def another_with(entity: str, first: Containment) -> Containment:
+    """Of another account, which logs in as the same identity; that was disabled already."""
     other = Containment.objects.create(
         action=Action.objects.create(kind="contain", by="per", reason="x", at=timezone.now(), scope=first.action.scope),
         cluster="demo",
@@ -449,13 +446,40 @@ def test_two_containments_of_one_identity_are_undone_by_the_last(shop: World) ->
         updated_at=timezone.now(),
     )
     Job.objects.create(action=other.action, state=JobState.DONE, updated_at=timezone.now())
-    row = first.entities.get()
     ContainedEntity.objects.create(
-        containment=other, vault=row.vault, entity_id=entity, was_disabled=True, disabled_at=timezone.now()
+        containment=other,
+        vault=first.entities.get().vault,
+        entity_id=entity,
+        was_disabled=True,
+        disabled_at=timezone.now(),
     )
+    return other
+
+
+def test_two_containments_of_one_identity_are_undone_by_the_last(shop: World) -> None:
+    pod = shop.pod("storefront")
+    workers.issue(pod)
+    entity = entity_of(pod)
+    first = work(press(plan()))
+    other = another_with(entity, first)
     undo(first)
     assert is_disabled(shop, entity)
     undo(other)
+    assert not is_disabled(shop, entity)
+
+
+def test_of_two_that_are_undone_at_once_neither_leaves_the_identity_to_the_other(shop: World) -> None:
+    pod = shop.pod("storefront")
+    workers.issue(pod)
+    entity = entity_of(pod)
+    first = work(press(plan()))
+    both = (first, another_with(entity, first))
+    for one in both:
+        contain.undo(one, by="per", reason="the token was replaced", now=timezone.now())
+    # two workers, each of which has read before the other is done
+    rows = [one.entities.get() for one in both]
+    for one, row in zip(both, rows, strict=True):
+        assert contain._enable_one(one, row)
     assert not is_disabled(shop, entity)
 
 
