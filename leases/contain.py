@@ -8,6 +8,7 @@ import logging
 import time
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 import msgspec
@@ -15,7 +16,7 @@ from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
-from leases import clients, identities, jobs, plans, revoke
+from leases import clients, ending, identities, jobs, plans, revoke
 from leases.errors import SourceError
 from leases.identities import OWN, Account, Alias, Found, Identity
 from leases.jobs import NotNow
@@ -45,6 +46,7 @@ from leases.models.actions import (
     ContainmentState,
     JobState,
     Outcome,
+    RevocationState,
 )
 from leases.plans import PlanExpired, PlanUsed
 from leases.vault import VaultClient, VaultLoginFailed, VaultSealed, VaultUnreachable
@@ -301,7 +303,8 @@ def undo(containment: Containment, *, by: str, reason: str, ticket: str = "", no
 def _queue(containment: Containment) -> None:
     from leases.tasks import carry_out_containment
 
-    carry_out_containment.delay_on_commit(containment.pk)  # type: ignore[attr-defined]  # Celery's Django task has it
+    # robust: what was confirmed stands, whatever becomes of the message; the sweep finds it
+    transaction.on_commit(partial(carry_out_containment.delay, containment.pk), robust=True)
 
 
 # -- reads
@@ -784,6 +787,12 @@ def _check(containment: Containment) -> float | None:
             f"Still live: {', '.join(live[:5])}{' …' if len(live) > 5 else ''}. The items say why; then contain again."
         )
         say(containment.action_id, NO_LEASE_LIVE, Outcome.FAILED, what, now=now)
+    elif left := _something_lives_on(containment):
+        what = (
+            f"The ledger holds no open lease of it, but of {len(left):,} the database user or a session lives on: "
+            f"{', '.join(left[:5])}{' …' if len(left) > 5 else ''}. The items say what to do; then contain again."
+        )
+        say(containment.action_id, NO_LEASE_LIVE, Outcome.FAILED, what, now=now)
     else:
         say(containment.action_id, NO_LEASE_LIVE, Outcome.OK, "The ledger holds no open lease of it", now=now)
     failed = ActionStep.objects.filter(
@@ -791,6 +800,16 @@ def _check(containment: Containment) -> float | None:
     ).exists()
     move(containment, ContainmentState.FAILED if failed else ContainmentState.CONTAINED, now=now)
     return None
+
+
+def _something_lives_on(containment: Containment) -> list[str]:
+    """Ids of leases that are gone from Vault, while the database still lets their user in, or one that was in already."""
+    items = containment.action.revocations.filter(state=RevocationState.FAILED)
+    found = set(items.values_list("lease__lease_id", flat=True))
+    # of each lease what was seen last
+    steps = ActionStep.objects.filter(action=containment.action_id, name=ending.SESSIONS_ENDED)
+    last = steps.order_by("lease_id", "-at", "-id").distinct("lease_id").values_list("lease_id", "outcome")
+    return sorted(found | {lease_id for lease_id, outcome in last if outcome == Outcome.FAILED})
 
 
 def _give_up(containment: Containment, name: str, why: str) -> None:

@@ -18,7 +18,7 @@ from audit import comebacks
 from audit.findings import contained
 from audit.findings import watch as findings
 from audit.models import Finding, FindingKind, Severity
-from leases import contain, jobs, revoke
+from leases import contain, ending, jobs, revoke
 from leases.models import (
     Action,
     ActionKind,
@@ -34,7 +34,7 @@ from leases.models import (
     Policy,
     Vault,
 )
-from leases.models.actions import ContainmentStage, ContainmentState, JobState, Outcome
+from leases.models.actions import ContainmentStage, ContainmentState, JobState, Outcome, RevocationState
 from tests import factories, workers
 from tests.world import TestPod, World
 
@@ -402,6 +402,29 @@ def test_somebody_who_stops_it_finds_the_identities_disabled_and_the_rest_as_it_
     contain.again(containment, by="per", now=timezone.now())
     assert work(containment).state == ContainmentState.CONTAINED, said(containment.action)
     assert Lease.objects.get(lease_id=lease_id).state == LeaseState.ENDED
+
+
+@pytest.mark.parametrize("what", ["user", "session"])
+def test_an_account_whose_database_user_or_session_lives_on_is_not_called_contained(shop: World, what: str) -> None:
+    lease_id = workers.issue(shop.pod("storefront"))
+    containment = work(press(plan()))
+    assert containment.state == ContainmentState.CONTAINED
+    if what == "user":
+        containment.action.revocations.update(state=RevocationState.FAILED)
+    else:
+        revoke.note(
+            containment.action.revocations.get(),
+            ending.SESSIONS_ENDED,
+            Outcome.FAILED,
+            "1 session still lives",
+            now=timezone.now(),
+        )
+    Containment.objects.update(state=ContainmentState.CONTAINING, stage=ContainmentStage.CHECK)
+    assert work(containment).state == ContainmentState.FAILED
+    name, outcome, detail = said(containment.action)[-1]
+    assert (name, outcome) == (contain.NO_LEASE_LIVE, "failed")
+    assert lease_id in detail
+    assert "lives on" in detail
 
 
 def test_what_was_stopped_before_it_had_anything_to_end_can_be_contained_again(shop: World) -> None:
