@@ -205,6 +205,25 @@ def test_a_reason_is_needed_and_a_wide_plan_wants_its_number_typed(responder: Cl
     assert "to confirm" not in text(responder.get(f"/plans/{few.pk}"))
 
 
+@pytest.mark.parametrize("field", ["reason", "ticket"])
+def test_a_token_is_not_kept_with_an_action(responder: Client, field: str) -> None:
+    """Actions are there for good, and go into exports."""
+    token = "hvs.CAESIJ4vbXQxOGZk"
+    lease = factories.lease()
+    typed = {"reason": "why", field: f"seen in a chat: {token}"}
+    for page in (f"/plans/{factories.plan(lease).pk}", f"/leases/{lease.pk}/revoke"):
+        answer = responder.post(page, typed)
+        assert "which would be kept for good" in text(answer)
+    assert not Action.objects.exists()
+    waiting = factories.scene()["waiting"]
+    refused = text(responder.post(f"/actions/{waiting.pk}/refuse", {"reason": token}, follow=True))
+    assert "which would be kept for good" in refused
+    assert token not in refused
+    scope = {"kind": "contain", "scope_kind": "service account", "scope_value": f"demo/shop/{token}"}
+    assert responder.post("/plans", scope).status_code == 422
+    assert not Plan.objects.filter(scope__value__contains=token).exists()
+
+
 def test_a_plan_that_is_too_old_offers_another_one(responder: Client) -> None:
     plan = factories.plan(factories.lease(), left=-1)
     page = responder.get(f"/plans/{plan.pk}")
