@@ -79,6 +79,8 @@ CLAIM = timedelta(seconds=30)
 TURN_SECONDS = 2.0
 # a vault that does not answer, and leases that are not at their end yet, are asked for again after
 WAIT_SECONDS, SOON_SECONDS = 5.0, 0.5
+# A vault that is away for longer holds up nothing in the others any more
+PATIENCE = timedelta(seconds=30)
 # what was read just before its identity was disabled is in the ledger by then
 CATCH_UP = timedelta(seconds=2)
 # how often leases may turn up after all others were ended; then something that is not contained makes them
@@ -94,6 +96,8 @@ NO_LEASE_LIVE = "no lease live"
 CONTAINED_AGAIN = "contained again"
 # of the action that undoes it
 IDENTITY_ENABLED = "identity enabled again"
+
+TRIED_AGAIN = "It is tried again until Vault answers."
 
 # of the vault, not of what is asked: it is asked again until it answers
 _OF_THE_VAULT = (VaultUnreachable, VaultSealed, VaultLoginFailed)
@@ -500,7 +504,7 @@ def _contain(containment: Containment) -> float | None:
             seconds = stages[stage](containment)
         except _OF_THE_VAULT as error:
             log.warning("containment %s waits: %s", containment.pk, error.cause)
-            _say_once(containment, _STEP[stage], Outcome.UNVERIFIED, f"{error} It is tried again until Vault answers.")
+            _say_once(containment, _STEP[stage], Outcome.UNVERIFIED, f"{error} {TRIED_AGAIN}")
             return WAIT_SECONDS
         if seconds is not None:
             return seconds
@@ -516,23 +520,27 @@ def _go_on(containment: Containment, stage: ContainmentStage) -> None:
 
 
 def _disable(containment: Containment) -> float | None:
-    """Disables every identity that is found now and reads it back. A vault that does not answer holds no other one up."""
-    waiting: SourceError | None = None
+    """Disables every identity that is found now and reads it back. A vault that does not answer holds the others up for PATIENCE
+    at most, and then has failed."""
+    away: list[tuple[Vault, SourceError]] = []
     for vault, mounts in identities.mounts_of(containment.cluster).items():
         try:
             found = identities.look_in(vault, mounts, account(containment), now=timezone.now())
             for one in found.identities:
                 _disable_one(containment, vault, one)
         except _OF_THE_VAULT as error:
-            waiting = error
+            away.append((vault, error))
             continue
         except SourceError as error:
             _say_once(containment, IDENTITY_DISABLED, Outcome.FAILED, f"Vault {vault.name}: {error}")
             continue
         for sentence in found.without:
             _say_once(containment, IDENTITY_DISABLED, Outcome.UNVERIFIED, sentence)
-    if waiting:
-        raise waiting
+    if away and not (containment.entities.exists() and _has_waited(containment)):
+        raise away[-1][1]
+    for vault, silence in away:
+        why = f"Vault {vault.name}: {silence} Nothing is disabled there, and it can log in. Contain again when it answers."
+        _say_once(containment, IDENTITY_DISABLED, Outcome.FAILED, why)
     now = timezone.now()
     Containment.objects.filter(pk=containment.pk).update(disabled_at=now)
     containment.disabled_at = now
@@ -546,6 +554,18 @@ def _disable(containment: Containment) -> float | None:
         )
     _go_on(containment, ContainmentStage.LEASES)
     return None
+
+
+def _has_waited(containment: Containment) -> bool:
+    """Whether a vault has been away for longer than PATIENCE since this round of it began."""
+    said = ActionStep.objects.filter(
+        action=containment.action_id,
+        name=IDENTITY_DISABLED,
+        at__gte=_begun(containment),
+        at__lte=timezone.now() - PATIENCE,
+        detail__endswith=TRIED_AGAIN,
+    )
+    return said.exists()
 
 
 def _disable_one(containment: Containment, vault: Vault, one: Identity) -> None:
@@ -838,9 +858,7 @@ def _lift(containment: Containment) -> float | None:
             failed = not _enable_one(containment, row) or failed
         except _OF_THE_VAULT as error:
             waiting = error
-            _say_once(
-                containment, IDENTITY_ENABLED, Outcome.UNVERIFIED, f"{error} It is tried again until Vault answers."
-            )
+            _say_once(containment, IDENTITY_ENABLED, Outcome.UNVERIFIED, f"{error} {TRIED_AGAIN}")
         except SourceError as error:
             failed = True
             _say_once(containment, IDENTITY_ENABLED, Outcome.FAILED, f"Vault {row.vault.name}: {error}")

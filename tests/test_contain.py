@@ -385,6 +385,29 @@ def test_a_vault_that_does_not_answer_is_asked_until_it_does(shop: World) -> Non
     assert work(containment).state == ContainmentState.CONTAINED
 
 
+def test_a_vault_that_stays_away_holds_up_nothing_in_the_others_for_long(
+    shop: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease_id = workers.issue(shop.pod("storefront"))
+    here = Vault.objects.get()
+    away = Vault.objects.create(
+        name="a", address="http://127.0.0.1:9", observe=here.observe, respond=here.respond, revocations_per_second=20
+    )
+    AuthMount.objects.create(vault=away, cluster=AuthMount.objects.filter(vault=here)[0].cluster, path="kubernetes")
+    containment = press(plan())
+    assert contain.carry_out(containment.pk) == contain.WAIT_SECONDS
+    Containment.objects.update(claimed_until=None)
+    assert contain.carry_out(containment.pk) == contain.WAIT_SECONDS
+    monkeypatch.setattr(contain, "PATIENCE", timedelta(0))
+    Containment.objects.update(claimed_until=None)
+    assert work(containment).state == ContainmentState.FAILED
+    assert Lease.objects.get(lease_id=lease_id).state == LeaseState.ENDED
+    assert any(
+        "Nothing is disabled there" in detail for _, outcome, detail in said(containment.action) if outcome == "failed"
+    )
+    assert undo(containment).state == ContainmentState.LIFTED
+
+
 def test_somebody_who_stops_it_finds_the_identities_disabled_and_the_rest_as_it_was(shop: World) -> None:
     pod = shop.pod("storefront")
     lease_id = workers.issue(pod)
