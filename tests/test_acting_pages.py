@@ -530,6 +530,12 @@ def test_a_containment_tells_what_it_did_and_what_it_does_not_cover(responder: C
     assert "finance/ importer" in text(responder.get("/containments"))
 
 
+@pytest.mark.parametrize(("state", "every"), [("containing", "500ms"), ("contained", "2s"), ("failed", "2s")])
+def test_a_containment_is_looked_at_often_only_while_something_is_done(viewer: Client, state: str, every: str) -> None:
+    held = factories.containment(factories.ended(), state=state)
+    assert f'hx-trigger="every {every}, wake"' in viewer.get(f"/containments/{held.pk}").text
+
+
 def test_undoing_wants_a_reason_and_is_done_once(responder: Client) -> None:
     held = factories.containment(factories.ended())
     path = f"/containments/{held.pk}"
