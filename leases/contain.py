@@ -219,7 +219,7 @@ def preview(plan: Plan) -> Preview:
 
 def not_covered(containment: Containment) -> tuple[str, ...]:
     """The same of a containment, as its plan knew it, with the mounts where there was nothing to disable."""
-    found = _found(Plan.objects.filter(action=containment.action_id).first())
+    found = _found(Plan.objects.filter(action=containment.action_id).only("found").first())
     return (*found.without, *_not_covered(found))
 
 
@@ -619,7 +619,7 @@ def _disable_one(containment: Containment, vault: Vault, one: Identity) -> None:
 
 
 def _shown(containment: Containment) -> set[str]:
-    found = _found(Plan.objects.filter(action=containment.action_id).first())
+    found = _found(Plan.objects.filter(action=containment.action_id).only("found").first())
     return {one.entity_id for one in found.identities}
 
 

@@ -530,6 +530,27 @@ def test_a_containment_tells_what_it_did_and_what_it_does_not_cover(responder: C
     assert "finance/ importer" in text(responder.get("/containments"))
 
 
+def test_a_containment_tells_what_is_not_covered_here(viewer: Client) -> None:
+    held = factories.containment(factories.ended())
+    now = timezone.now()
+    Plan.objects.create(
+        kind="contain",
+        scope=held.action.scope,
+        by="ola",
+        at=now,
+        expires_at=now,
+        action=held.action,
+        found={"without": ["At auth/jwt nothing can be disabled."], "by_pod": ["auth/by-pod"], "loose": 3},
+    )
+    page = text(viewer.get(f"/containments/{held.pk}"))
+    for said in (
+        "At auth/jwt nothing can be disabled.",
+        "auth/by-pod knows pods",
+        "3 tokens that its tokens made are orphans",
+    ):
+        assert said in page, said
+
+
 @pytest.mark.parametrize(("state", "every"), [("containing", "500ms"), ("contained", "2s"), ("failed", "2s")])
 def test_a_containment_is_looked_at_often_only_while_something_is_done(viewer: Client, state: str, every: str) -> None:
     held = factories.containment(factories.ended(), state=state)

@@ -68,7 +68,7 @@ def _detail(request: PageRequest, containment: Containment, form: RevokeForm, *,
         "progress": jobs.progress(action) if states and containment.state == ContainmentState.CONTAINING else None,
         # what waits, for a person or for an attempt, is looked at less often: that looks through many events
         "under_way": containment.state in UNDER_WAY and not (job and job.state == JobState.WAITING),
-        "not_covered": contain.NOT_COVERED,
+        "not_covered": contain.not_covered(containment),
         "form": form,
         "poll": link(request, version=version),
     }
