@@ -20,6 +20,7 @@ from leases.models import Action, ActionKind, ActionStep, EndReason, Job, Lease,
 from leases.models.actions import OPEN_REVOCATION_STATES, TRANSITIONS, JobState, Outcome, RevocationState
 from leases.models.sessions import TiedBy
 from leases.plans import FORCE_CONSEQUENCES, NothingToRevoke, PlanExpired, PlanUsed
+from leases.queries import these
 from leases.vault import LeaseTimes, RevocationFailed, VaultError, VaultLoginFailed, VaultSealed, VaultUnreachable
 
 __all__ = ["FORCE_CONSEQUENCES", "NothingToRevoke", "PlanExpired", "PlanUsed"]
@@ -99,15 +100,15 @@ def one_at_a_time() -> None:
 def divide(keys: Collection[int]) -> tuple[list[Lease], list[Revocation]]:
     """Those of these leases (primary keys) that can be ended now, and the open revocations of the others. Inside one_at_a_time()."""
     taken = list(
-        Revocation.objects.filter(lease__in=keys, state__in=OPEN_REVOCATION_STATES)
+        Revocation.objects.filter(lease__in=these(keys), state__in=OPEN_REVOCATION_STATES)
         .select_related("action", "lease")
         .defer("action__targets")
         .order_by("id")
     )
     free = (
-        Lease.objects.filter(pk__in=keys)
+        Lease.objects.filter(pk__in=these(keys))
         .exclude(state=LeaseState.ENDED)
-        .exclude(pk__in=[row.lease_id for row in taken])
+        .exclude(pk__in=these([row.lease_id for row in taken]))
         .select_related("vault")
         # of thousands nothing else is needed
         .only("lease_id", "vault__name")

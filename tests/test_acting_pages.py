@@ -16,7 +16,9 @@ from django.utils import timezone
 
 from audit import again
 from dashboard import receipts
+from dashboard.views.plans import preview
 from leases import action_queries as queries
+from leases import revoke
 from leases.models import Action, ActionStep, EndReason, Job, Lease, Plan, Policy, Revocation
 from leases.models.actions import JobState, RevocationState
 from tests import factories
@@ -653,6 +655,16 @@ def test_the_version_of_a_containment_moves_with_its_identities() -> None:
     assert queries.containment_version(held) == before
     held.entities.update(restored_at=timezone.now())
     assert queries.containment_version(held) != before
+
+
+def test_a_plan_of_thousands_asks_for_them_as_one_array() -> None:
+    """One by one they take the parser longer than the answer takes."""
+    keys = [factories.lease().pk, *range(10**9, 10**9 + 5000)]
+    with CaptureQueriesContext(connection) as captured:
+        shown = preview(keys, now=timezone.now())
+        assert revoke.divide(keys)[0] == list(Lease.objects.all())
+    assert (shown.states, len(shown.rows)) == ({"live": 1}, 1)
+    assert not any("1000000000, 1000000001" in row["sql"] for row in captured)
 
 
 def test_a_job_of_thousands_is_shown_quickly_and_its_unchanged_part_costs_little(viewer: Client) -> None:
