@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from django.db import connection
+from django.db.models.functions import Left
 from django.utils import timezone
 
 from audit import intern, partitions
@@ -335,5 +336,7 @@ def lease_of(event: Event) -> Lease | None:
 
 def conflicts_of(event: Event) -> list[Conflict]:
     """Lines that tell something else of the same request; they were kept, and not merged into it."""
-    rows = Conflict.objects.filter(request_id=event.request_id, stream__device__vault=event.vault_id)
+    rows = Conflict.objects.alias(start=Left("request_id", INDEXED)).filter(
+        start=event.request_id[:INDEXED], request_id=event.request_id, stream__device__vault=event.vault_id
+    )
     return list(rows.select_related("stream__device__vault").order_by("at", "id")[:MOST_CONFLICTS])

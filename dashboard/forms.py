@@ -9,6 +9,7 @@ from audit.batch import OLDEST
 from audit.event_queries import EventFilter
 from audit.findings.queries import FindingFilter
 from audit.models import FindingKind, Severity
+from audit.secrets import looks_like_a_secret
 from audit.targets import Scope, ScopeKind, UnknownScope
 from leases.action_queries import NOT_VERIFIED, ActionFilter
 from leases.models import Certainty, LeaseState
@@ -42,6 +43,14 @@ OPERATIONS = (
 )
 PERIODS = {"1h": ("1 hour", 1), "24h": ("24 hours", 24), "7d": ("7 days", 7 * 24), "30d": ("30 days", 30 * 24)}
 USUAL_PERIOD = "24h"
+
+
+def no_secret(text: str) -> None:
+    """What people write beside an action stays for good, and goes into exports and messages."""
+    if looks_like_a_secret(text):
+        raise forms.ValidationError(
+            "This has a token, a JWT or another secret in it, which would be kept for good. Name its accessor."
+        )
 
 
 class LeaseFilterForm(forms.Form):
@@ -320,10 +329,15 @@ class RevokeForm(forms.Form):
     reason = forms.CharField(
         max_length=500,
         widget=forms.Textarea(attrs={"rows": 2, "autocomplete": "off"}),
+        validators=[no_secret],
         error_messages={"required": "Write why. The reason stays with the action for good."},
     )
     ticket = forms.CharField(
-        max_length=100, required=False, label="Ticket", widget=forms.TextInput(attrs={"autocomplete": "off"})
+        max_length=100,
+        required=False,
+        label="Ticket",
+        widget=forms.TextInput(attrs={"autocomplete": "off"}),
+        validators=[no_secret],
     )
 
     def __init__(self, *args: Any, leases: int | None = None, **kwargs: Any) -> None:
@@ -369,6 +383,7 @@ class PlanForm(forms.Form):
         required=False,
         label="Which",
         widget=forms.TextInput(attrs={"autocomplete": "off", "spellcheck": "false"}),
+        validators=[no_secret],
     )
 
     def clean(self) -> dict[str, Any]:
@@ -414,6 +429,7 @@ class ActionFilterForm(forms.Form):
 class RefuseForm(forms.Form):
     reason = forms.CharField(
         max_length=500,
+        validators=[no_secret],
         error_messages={"required": "Write why it is not to be done. The one who asked for it reads this."},
     )
 
@@ -451,6 +467,7 @@ class CloseForm(forms.Form):
     reason = forms.CharField(
         max_length=500,
         widget=forms.Textarea(attrs={"rows": 2, "autocomplete": "off"}),
+        validators=[no_secret],
         error_messages={
             "required": "Write why nothing more is to be done. The reason stays with the finding for good."
         },

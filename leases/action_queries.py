@@ -14,7 +14,7 @@ from django.db.models import Count, Exists, F, Func, IntegerField, Max, OuterRef
 
 from leases.models import Action, ActionStep, Containment, Job, Lease, LeaseState, Plan, Revocation, Session
 from leases.models.actions import OPEN_CONTAINMENT_STATES, OPEN_REVOCATION_STATES, JobState, RevocationState
-from leases.queries import PAGE, Cursor
+from leases.queries import PAGE, Cursor, these
 
 # so many leases and sessions of a plan are listed, and so many holders and databases; the counts beside them are of all
 MOST_LISTED, MOST_GROUPS = 20, 8
@@ -62,7 +62,7 @@ class LiveSessions:
 
 def groups(leases: Collection[int], *, by: str) -> list[Group]:
     """A plan's leases by `database` or by `holder`, the most first; at most MOST_GROUPS, the rest of them as one "others"."""
-    rows = Lease.objects.filter(pk__in=leases).order_by()
+    rows = Lease.objects.filter(pk__in=these(leases)).order_by()
     if by == "database":
         found = [
             Group(f"{name} ({mount})" if name else f"{mount}, database not known", n, pk)
@@ -83,7 +83,7 @@ def groups(leases: Collection[int], *, by: str) -> list[Group]:
 
 def open_sessions(leases: Collection[int]) -> LiveSessions:
     """Of a plan's leases. In two queries."""
-    rows = Session.objects.filter(lease__in=leases, ended_at=None)
+    rows = Session.objects.filter(lease__in=these(leases), ended_at=None)
     counted = (
         rows.order_by("database__vault__name", "database__mount", "database__name")
         .values_list("database__vault__name", "database__mount", "database__name", "database__respond")
@@ -99,12 +99,12 @@ def open_sessions(leases: Collection[int]) -> LiveSessions:
 
 def in_states(leases: Collection[int]) -> dict[str, int]:
     """How many of these leases are live, revoking, irrevocable and ended now."""
-    rows = Lease.objects.filter(pk__in=leases).order_by().values_list("state").annotate(n=Count("pk"))
+    rows = Lease.objects.filter(pk__in=these(leases)).order_by().values_list("state").annotate(n=Count("pk"))
     return dict(rows)
 
 
 def first_leases(leases: Collection[int], *, limit: int = MOST_LISTED) -> list[Lease]:
-    return list(Lease.objects.filter(pk__in=leases).select_related("vault", "database").order_by("id")[:limit])
+    return list(Lease.objects.filter(pk__in=these(leases)).select_related("vault", "database").order_by("id")[:limit])
 
 
 # --- lists of actions --------------------------------------------------------------------------------------------

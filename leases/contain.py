@@ -6,9 +6,9 @@ Only an `actions` worker talks to Vault. Pages read what that one wrote down.
 import hashlib
 import logging
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from uuid import UUID
 
 import msgspec
@@ -16,7 +16,7 @@ from django.db import transaction
 from django.db.models import Q, QuerySet
 from django.utils import timezone
 
-from leases import clients, identities, jobs, plans, revoke
+from leases import clients, ending, identities, jobs, plans, revoke
 from leases.errors import SourceError
 from leases.identities import OWN, Account, Alias, Found, Identity
 from leases.jobs import NotNow
@@ -46,6 +46,7 @@ from leases.models.actions import (
     ContainmentState,
     JobState,
     Outcome,
+    RevocationState,
 )
 from leases.plans import PlanExpired, PlanUsed
 from leases.vault import VaultClient, VaultLoginFailed, VaultSealed, VaultUnreachable
@@ -78,6 +79,8 @@ CLAIM = timedelta(seconds=30)
 TURN_SECONDS = 2.0
 # a vault that does not answer, and leases that are not at their end yet, are asked for again after
 WAIT_SECONDS, SOON_SECONDS = 5.0, 0.5
+# A vault that is away for longer holds up nothing in the others any more
+PATIENCE = timedelta(seconds=30)
 # what was read just before its identity was disabled is in the ledger by then
 CATCH_UP = timedelta(seconds=2)
 # how often leases may turn up after all others were ended; then something that is not contained makes them
@@ -93,6 +96,8 @@ NO_LEASE_LIVE = "no lease live"
 CONTAINED_AGAIN = "contained again"
 # of the action that undoes it
 IDENTITY_ENABLED = "identity enabled again"
+
+TRIED_AGAIN = "It is tried again until Vault answers."
 
 # of the vault, not of what is asked: it is asked again until it answers
 _OF_THE_VAULT = (VaultUnreachable, VaultSealed, VaultLoginFailed)
@@ -214,7 +219,7 @@ def preview(plan: Plan) -> Preview:
 
 def not_covered(containment: Containment) -> tuple[str, ...]:
     """The same of a containment, as its plan knew it, with the mounts where there was nothing to disable."""
-    found = _found(Plan.objects.filter(action=containment.action_id).first())
+    found = _found(Plan.objects.filter(action=containment.action_id).only("found").first())
     return (*found.without, *_not_covered(found))
 
 
@@ -277,8 +282,13 @@ def again(containment: Containment, *, by: str, now: datetime) -> None:
         ):
             raise NotNow(f"This is {containment.state}: it cannot be contained again now.")
         say(containment.action_id, CONTAINED_AGAIN, Outcome.OK, f"by {by}", now=now)
-        with suppress(NotNow):
-            jobs.retry(containment.action.job, by=by, now=now)
+        job = Job.objects.get(action=containment.action_id)
+        try:
+            jobs.retry(job, by=by, now=now)
+        except NotNow:
+            # stopped when nothing was left to be stopped: what is found from now on becomes its items
+            if job.state == JobState.STOPPED:
+                jobs.move(job, JobState.RUNNING, now=now, stopped_by="", stopped_at=None)
         _queue(containment)
 
 
@@ -297,7 +307,8 @@ def undo(containment: Containment, *, by: str, reason: str, ticket: str = "", no
 def _queue(containment: Containment) -> None:
     from leases.tasks import carry_out_containment
 
-    carry_out_containment.delay_on_commit(containment.pk)  # type: ignore[attr-defined]  # Celery's Django task has it
+    # robust: what was confirmed stands, whatever becomes of the message; the sweep finds it
+    transaction.on_commit(partial(carry_out_containment.delay, containment.pk), robust=True)
 
 
 # -- reads
@@ -493,7 +504,7 @@ def _contain(containment: Containment) -> float | None:
             seconds = stages[stage](containment)
         except _OF_THE_VAULT as error:
             log.warning("containment %s waits: %s", containment.pk, error.cause)
-            _say_once(containment, _STEP[stage], Outcome.UNVERIFIED, f"{error} It is tried again until Vault answers.")
+            _say_once(containment, _STEP[stage], Outcome.UNVERIFIED, f"{error} {TRIED_AGAIN}")
             return WAIT_SECONDS
         if seconds is not None:
             return seconds
@@ -509,23 +520,27 @@ def _go_on(containment: Containment, stage: ContainmentStage) -> None:
 
 
 def _disable(containment: Containment) -> float | None:
-    """Disables every identity that is found now and reads it back. A vault that does not answer holds no other one up."""
-    waiting: SourceError | None = None
+    """Disables every identity that is found now and reads it back. A vault that does not answer holds the others up for PATIENCE
+    at most, and then has failed."""
+    away: list[tuple[Vault, SourceError]] = []
     for vault, mounts in identities.mounts_of(containment.cluster).items():
         try:
             found = identities.look_in(vault, mounts, account(containment), now=timezone.now())
             for one in found.identities:
                 _disable_one(containment, vault, one)
         except _OF_THE_VAULT as error:
-            waiting = error
+            away.append((vault, error))
             continue
         except SourceError as error:
             _say_once(containment, IDENTITY_DISABLED, Outcome.FAILED, f"Vault {vault.name}: {error}")
             continue
         for sentence in found.without:
             _say_once(containment, IDENTITY_DISABLED, Outcome.UNVERIFIED, sentence)
-    if waiting:
-        raise waiting
+    if away and not (containment.entities.exists() and _has_waited(containment)):
+        raise away[-1][1]
+    for vault, silence in away:
+        why = f"Vault {vault.name}: {silence} Nothing is disabled there, and it can log in. Contain again when it answers."
+        _say_once(containment, IDENTITY_DISABLED, Outcome.FAILED, why)
     now = timezone.now()
     Containment.objects.filter(pk=containment.pk).update(disabled_at=now)
     containment.disabled_at = now
@@ -539,6 +554,18 @@ def _disable(containment: Containment) -> float | None:
         )
     _go_on(containment, ContainmentStage.LEASES)
     return None
+
+
+def _has_waited(containment: Containment) -> bool:
+    """Whether a vault has been away for longer than PATIENCE since this round of it began."""
+    said = ActionStep.objects.filter(
+        action=containment.action_id,
+        name=IDENTITY_DISABLED,
+        at__gte=_begun(containment),
+        at__lte=timezone.now() - PATIENCE,
+        detail__endswith=TRIED_AGAIN,
+    )
+    return said.exists()
 
 
 def _disable_one(containment: Containment, vault: Vault, one: Identity) -> None:
@@ -592,7 +619,7 @@ def _disable_one(containment: Containment, vault: Vault, one: Identity) -> None:
 
 
 def _shown(containment: Containment) -> set[str]:
-    found = _found(Plan.objects.filter(action=containment.action_id).first())
+    found = _found(Plan.objects.filter(action=containment.action_id).only("found").first())
     return {one.entity_id for one in found.identities}
 
 
@@ -780,6 +807,12 @@ def _check(containment: Containment) -> float | None:
             f"Still live: {', '.join(live[:5])}{' …' if len(live) > 5 else ''}. The items say why; then contain again."
         )
         say(containment.action_id, NO_LEASE_LIVE, Outcome.FAILED, what, now=now)
+    elif left := _something_lives_on(containment):
+        what = (
+            f"The ledger holds no open lease of it, but of {len(left):,} the database user or a session lives on: "
+            f"{', '.join(left[:5])}{' …' if len(left) > 5 else ''}. The items say what to do; then contain again."
+        )
+        say(containment.action_id, NO_LEASE_LIVE, Outcome.FAILED, what, now=now)
     else:
         say(containment.action_id, NO_LEASE_LIVE, Outcome.OK, "The ledger holds no open lease of it", now=now)
     failed = ActionStep.objects.filter(
@@ -787,6 +820,16 @@ def _check(containment: Containment) -> float | None:
     ).exists()
     move(containment, ContainmentState.FAILED if failed else ContainmentState.CONTAINED, now=now)
     return None
+
+
+def _something_lives_on(containment: Containment) -> list[str]:
+    """Ids of leases that are gone from Vault, while the database still lets their user in, or one that was in already."""
+    items = containment.action.revocations.filter(state=RevocationState.FAILED)
+    found = set(items.values_list("lease__lease_id", flat=True))
+    # of each lease what was seen last
+    steps = ActionStep.objects.filter(action=containment.action_id, name=ending.SESSIONS_ENDED)
+    last = steps.order_by("lease_id", "-at", "-id").distinct("lease_id").values_list("lease_id", "outcome")
+    return sorted(found | {lease_id for lease_id, outcome in last if outcome == Outcome.FAILED})
 
 
 def _give_up(containment: Containment, name: str, why: str) -> None:
@@ -815,9 +858,7 @@ def _lift(containment: Containment) -> float | None:
             failed = not _enable_one(containment, row) or failed
         except _OF_THE_VAULT as error:
             waiting = error
-            _say_once(
-                containment, IDENTITY_ENABLED, Outcome.UNVERIFIED, f"{error} It is tried again until Vault answers."
-            )
+            _say_once(containment, IDENTITY_ENABLED, Outcome.UNVERIFIED, f"{error} {TRIED_AGAIN}")
         except SourceError as error:
             failed = True
             _say_once(containment, IDENTITY_ENABLED, Outcome.FAILED, f"Vault {row.vault.name}: {error}")
@@ -869,6 +910,8 @@ def _also_contained_by(containment: Containment, row: ContainedEntity) -> Contai
         ContainedEntity.objects.filter(
             vault=row.vault, entity_id=row.entity_id, containment__state__in=OPEN_CONTAINMENT_STATES
         )
+        # of two that are undone at the same time neither leaves it to the other
+        .exclude(containment__state=ContainmentState.LIFTING)
         .exclude(containment=containment)
         .select_related("containment")
         .order_by("id")

@@ -4,6 +4,7 @@ from datetime import datetime, timedelta
 
 from leases.models import Action, ActionKind, Lease, LeaseState, Plan, Revocation
 from leases.models.actions import RevocationState
+from leases.queries import these
 
 LIFE = timedelta(minutes=15)
 
@@ -52,7 +53,7 @@ def plan(*, kind: ActionKind, scope: dict[str, str], leases: list[int], by: str,
     Raises NothingToRevoke, or NotForcible where a lease shall be forced that was not refused before.
     """
     live = list(
-        Lease.objects.filter(pk__in=leases)
+        Lease.objects.filter(pk__in=these(leases))
         .exclude(state=LeaseState.ENDED)
         .order_by("id")
         .values_list("id", "lease_id", "state")
@@ -76,7 +77,7 @@ def plan(*, kind: ActionKind, scope: dict[str, str], leases: list[int], by: str,
 def _refused(keys: list[int]) -> set[int]:
     """Those whose last revocation here failed."""
     last = (
-        Revocation.objects.filter(lease__in=keys)
+        Revocation.objects.filter(lease__in=these(keys))
         .order_by("lease", "-id")
         .distinct("lease")
         .values_list("lease_id", "state")
@@ -87,7 +88,9 @@ def _refused(keys: list[int]) -> set[int]:
 def leases_of(plan: Plan) -> list[Lease]:
     """The frozen leases as they are now, in the plan's order; some may have ended meanwhile."""
     return list(
-        Lease.objects.filter(pk__in=plan.leases).select_related("vault", "database__vault", "login").order_by("id")
+        Lease.objects.filter(pk__in=these(plan.leases))
+        .select_related("vault", "database__vault", "login")
+        .order_by("id")
     )
 
 

@@ -11,6 +11,7 @@ from typing import TypedDict
 
 from django.db import connection
 from django.db.models import Count, Max, Min, OuterRef, Q, QuerySet, Subquery, Sum
+from django.db.models.expressions import RawSQL
 from django.db.models.functions import Coalesce
 
 from leases import health, meter
@@ -42,6 +43,11 @@ PAGE = 50
 MOST_COUNTED = 500
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
+
+
+def these(keys: Collection[int]) -> RawSQL:
+    """Primary keys for `__in`, as one array: of thousands one by one a statement takes longer to be read than to be answered."""
+    return RawSQL("SELECT unnest(%s::bigint[])", [list(keys)])
 
 
 # --- sources -----------------------------------------------------------------------------------------------------

@@ -20,7 +20,8 @@ from leases.models import Action, ActionKind, ActionStep, EndReason, Job, Lease,
 from leases.models.actions import OPEN_REVOCATION_STATES, TRANSITIONS, JobState, Outcome, RevocationState
 from leases.models.sessions import TiedBy
 from leases.plans import FORCE_CONSEQUENCES, NothingToRevoke, PlanExpired, PlanUsed
-from leases.vault import RevocationFailed, VaultError, VaultLoginFailed, VaultSealed, VaultUnreachable
+from leases.queries import these
+from leases.vault import LeaseTimes, RevocationFailed, VaultError, VaultLoginFailed, VaultSealed, VaultUnreachable
 
 __all__ = ["FORCE_CONSEQUENCES", "NothingToRevoke", "PlanExpired", "PlanUsed"]
 
@@ -99,15 +100,15 @@ def one_at_a_time() -> None:
 def divide(keys: Collection[int]) -> tuple[list[Lease], list[Revocation]]:
     """Those of these leases (primary keys) that can be ended now, and the open revocations of the others. Inside one_at_a_time()."""
     taken = list(
-        Revocation.objects.filter(lease__in=keys, state__in=OPEN_REVOCATION_STATES)
+        Revocation.objects.filter(lease__in=these(keys), state__in=OPEN_REVOCATION_STATES)
         .select_related("action", "lease")
         .defer("action__targets")
         .order_by("id")
     )
     free = (
-        Lease.objects.filter(pk__in=keys)
+        Lease.objects.filter(pk__in=these(keys))
         .exclude(state=LeaseState.ENDED)
-        .exclude(pk__in=[row.lease_id for row in taken])
+        .exclude(pk__in=these([row.lease_id for row in taken]))
         .select_related("vault")
         # of thousands nothing else is needed
         .only("lease_id", "vault__name")
@@ -305,15 +306,20 @@ def _step(revocation: Revocation) -> str:
 def _end_if_gone(revocation: Revocation) -> None:
     """A lease that ended before Vault was told was not ended here: it keeps the reason that there is evidence for."""
     lease = revocation.lease
-    if clients.observer(lease.vault).lookup_lease(lease.lease_id) is None:
+    if _look_up(lease) is None:
         lookups.end_gone(lease, now=timezone.now())
+
+
+def _look_up(lease: Lease) -> LeaseTimes | None:
+    """As Vault knows it now. Asked for in the lease's own namespace: what is denied is then named as the policy has to name it."""
+    return clients.observer(lease.vault).lookup_lease(lease.lease_id, namespace=lease.vault_namespace)
 
 
 def _look_before_repeating(revocation: Revocation) -> None:
     """Vault may have been told, by a worker that was lost or in a request without an answer. Only a lease that is still there is
     told of again."""
     lease = revocation.lease
-    if clients.observer(lease.vault).lookup_lease(lease.lease_id) is not None:
+    if _look_up(lease) is not None:
         return
     now = timezone.now()
     with transaction.atomic():
@@ -374,9 +380,9 @@ def _revoke(revocation: Revocation) -> bool:
     client = clients.responder(lease.vault)
     try:
         if forced:
-            client.force_revoke_lease(lease.lease_id)
+            client.force_revoke_lease(lease.lease_id, namespace=lease.vault_namespace)
         else:
-            client.revoke_lease(lease.lease_id)
+            client.revoke_lease(lease.lease_id, namespace=lease.vault_namespace)
     except RevocationFailed as error:
         fail(revocation, VAULT_ANSWERED, str(error), now=timezone.now())
         return False
@@ -394,7 +400,7 @@ def is_forced(revocation: Revocation) -> bool:
 def _verify(revocation: Revocation) -> None:
     """Asks Vault for the lease and the database for the user; only what both show gone is verified."""
     lease = revocation.lease
-    still_there = clients.observer(lease.vault).lookup_lease(lease.lease_id)
+    still_there = _look_up(lease)
     now = timezone.now()
     if still_there is not None:
         said = still_there.revoke_error or "Vault still knows the lease. Revoke it again, or look at Vault's own log."

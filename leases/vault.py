@@ -494,8 +494,8 @@ class VaultClient:
         found = self._decode(data, _IrrevocableList).leases or []
         return [IrrevocableLease(lease.lease_id, clean(lease.error)) for lease in found]
 
-    def revoke_lease(self, lease_id: str) -> str | None:
-        """Revoke one lease and wait for it. Returns the request id where the answer has one (a 204 has none).
+    def revoke_lease(self, lease_id: str, *, namespace: str = "") -> str | None:
+        """Revoke one lease and wait for it. Returns the request id where the answer has one (a 204 has none). `namespace`: as above.
 
         The URL form: the audit log then has the lease id in plain text. Vault answers 204 for a lease that it does not
         know, too, so what this returns proves nothing. Raises RevocationFailed when the database refuses.
@@ -506,7 +506,8 @@ class VaultClient:
             "put",
             path,
             needs=["update"],
-            rule=f"sys/leases/revoke/{lease_id.strip('/').partition('/')[0]}/*",
+            rule=self._rule(namespace, f"sys/leases/revoke/{lease_id.strip('/').partition('/')[0]}/*"),
+            adapter=self._inside(namespace),
             json={"sync": True},
             timeout=max(REVOKE_TIMEOUT_SECONDS, self._timeout_seconds),
         )
@@ -519,7 +520,7 @@ class VaultClient:
             )
         return self._envelope(answer, path).request_id or None
 
-    def force_revoke_lease(self, lease_id: str) -> None:
+    def force_revoke_lease(self, lease_id: str, *, namespace: str = "") -> None:
         """Make Vault forget one lease, though its database user cannot be dropped. `lease_id` must be the whole id.
 
         Vault takes a prefix here; one that is a lease's whole id ends that lease alone. Errors of the database are ignored.
@@ -530,7 +531,8 @@ class VaultClient:
             "put",
             path,
             needs=["update", "sudo"],
-            rule=f"sys/leases/revoke-force/{lease_id.strip('/').partition('/')[0]}/*",
+            rule=self._rule(namespace, f"sys/leases/revoke-force/{lease_id.strip('/').partition('/')[0]}/*"),
+            adapter=self._inside(namespace),
             json={},
             timeout=max(REVOKE_TIMEOUT_SECONDS, self._timeout_seconds),
         )

@@ -16,7 +16,9 @@ from django.utils import timezone
 
 from audit import again
 from dashboard import receipts
+from dashboard.views.plans import preview
 from leases import action_queries as queries
+from leases import revoke
 from leases.models import Action, ActionStep, EndReason, Job, Lease, Plan, Policy, Revocation
 from leases.models.actions import JobState, RevocationState
 from tests import factories
@@ -203,6 +205,25 @@ def test_a_reason_is_needed_and_a_wide_plan_wants_its_number_typed(responder: Cl
     assert Action.objects.get().revocations.count() == 3
     few = factories.plan(factories.lease())
     assert "to confirm" not in text(responder.get(f"/plans/{few.pk}"))
+
+
+@pytest.mark.parametrize("field", ["reason", "ticket"])
+def test_a_token_is_not_kept_with_an_action(responder: Client, field: str) -> None:
+    """Actions are there for good, and go into exports."""
+    token = "hvs.CAESIJ4vbXQxOGZk"
+    lease = factories.lease()
+    typed = {"reason": "why", field: f"seen in a chat: {token}"}
+    for page in (f"/plans/{factories.plan(lease).pk}", f"/leases/{lease.pk}/revoke"):
+        answer = responder.post(page, typed)
+        assert "which would be kept for good" in text(answer)
+    assert not Action.objects.exists()
+    waiting = factories.scene()["waiting"]
+    refused = text(responder.post(f"/actions/{waiting.pk}/refuse", {"reason": token}, follow=True))
+    assert "which would be kept for good" in refused
+    assert token not in refused
+    scope = {"kind": "contain", "scope_kind": "service account", "scope_value": f"demo/shop/{token}"}
+    assert responder.post("/plans", scope).status_code == 422
+    assert not Plan.objects.filter(scope__value__contains=token).exists()
 
 
 def test_a_plan_that_is_too_old_offers_another_one(responder: Client) -> None:
@@ -511,6 +532,33 @@ def test_a_containment_tells_what_it_did_and_what_it_does_not_cover(responder: C
     assert "finance/ importer" in text(responder.get("/containments"))
 
 
+def test_a_containment_tells_what_is_not_covered_here(viewer: Client) -> None:
+    held = factories.containment(factories.ended())
+    now = timezone.now()
+    Plan.objects.create(
+        kind="contain",
+        scope=held.action.scope,
+        by="ola",
+        at=now,
+        expires_at=now,
+        action=held.action,
+        found={"without": ["At auth/jwt nothing can be disabled."], "by_pod": ["auth/by-pod"], "loose": 3},
+    )
+    page = text(viewer.get(f"/containments/{held.pk}"))
+    for said in (
+        "At auth/jwt nothing can be disabled.",
+        "auth/by-pod knows pods",
+        "3 tokens that its tokens made are orphans",
+    ):
+        assert said in page, said
+
+
+@pytest.mark.parametrize(("state", "every"), [("containing", "500ms"), ("contained", "2s"), ("failed", "2s")])
+def test_a_containment_is_looked_at_often_only_while_something_is_done(viewer: Client, state: str, every: str) -> None:
+    held = factories.containment(factories.ended(), state=state)
+    assert f'hx-trigger="every {every}, wake"' in viewer.get(f"/containments/{held.pk}").text
+
+
 def test_undoing_wants_a_reason_and_is_done_once(responder: Client) -> None:
     held = factories.containment(factories.ended())
     path = f"/containments/{held.pk}"
@@ -607,6 +655,16 @@ def test_the_version_of_a_containment_moves_with_its_identities() -> None:
     assert queries.containment_version(held) == before
     held.entities.update(restored_at=timezone.now())
     assert queries.containment_version(held) != before
+
+
+def test_a_plan_of_thousands_asks_for_them_as_one_array() -> None:
+    """One by one they take the parser longer than the answer takes."""
+    keys = [factories.lease().pk, *range(10**9, 10**9 + 5000)]
+    with CaptureQueriesContext(connection) as captured:
+        shown = preview(keys, now=timezone.now())
+        assert revoke.divide(keys)[0] == list(Lease.objects.all())
+    assert (shown.states, len(shown.rows)) == ({"live": 1}, 1)
+    assert not any("1000000000, 1000000001" in row["sql"] for row in captured)
 
 
 def test_a_job_of_thousands_is_shown_quickly_and_its_unchanged_part_costs_little(viewer: Client) -> None:

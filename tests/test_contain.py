@@ -17,7 +17,7 @@ from audit import comebacks
 from audit.findings import contained
 from audit.findings import watch as findings
 from audit.models import Finding, FindingKind, Severity
-from leases import contain, jobs, revoke
+from leases import contain, ending, jobs, revoke
 from leases.models import (
     Action,
     ActionKind,
@@ -33,7 +33,7 @@ from leases.models import (
     Policy,
     Vault,
 )
-from leases.models.actions import ContainmentStage, ContainmentState, JobState, Outcome
+from leases.models.actions import ContainmentStage, ContainmentState, JobState, Outcome, RevocationState
 from tests import factories, workers
 from tests.world import TestPod, World
 
@@ -77,13 +77,15 @@ def press(planned: Plan, *, by: str = "ola") -> Containment:
     return contain.confirm(planned, by=by, reason="its token was seen elsewhere", now=timezone.now()).containment
 
 
-def work(containment: Containment, *, turns: int = 60) -> Containment:
+def work(containment: Containment, *, seconds: float = 30) -> Containment:
     """What the `actions` workers do, until nothing is left to do by itself."""
-    for _ in range(turns):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
         contain.carry_out(containment.pk)
         for job in Job.objects.filter(state=JobState.RUNNING):
             jobs.work_on(job.pk)
-        # nobody waits here for what is to be tried again soon
+        # nobody waits here for what is to be tried again soon, but for what the ledger is given time to learn
+        time.sleep(0.05)
         Containment.objects.filter(pk=containment.pk).update(claimed_until=None)
         containment.refresh_from_db()
         if containment.state not in {ContainmentState.CONTAINING, ContainmentState.LIFTING}:
@@ -384,6 +386,29 @@ def test_a_vault_that_does_not_answer_is_asked_until_it_does(shop: World) -> Non
     assert work(containment).state == ContainmentState.CONTAINED
 
 
+def test_a_vault_that_stays_away_holds_up_nothing_in_the_others_for_long(
+    shop: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lease_id = workers.issue(shop.pod("storefront"))
+    here = Vault.objects.get()
+    away = Vault.objects.create(
+        name="a", address="http://127.0.0.1:9", observe=here.observe, respond=here.respond, revocations_per_second=20
+    )
+    AuthMount.objects.create(vault=away, cluster=AuthMount.objects.filter(vault=here)[0].cluster, path="kubernetes")
+    containment = press(plan())
+    assert contain.carry_out(containment.pk) == contain.WAIT_SECONDS
+    Containment.objects.update(claimed_until=None)
+    assert contain.carry_out(containment.pk) == contain.WAIT_SECONDS
+    monkeypatch.setattr(contain, "PATIENCE", timedelta(0))
+    Containment.objects.update(claimed_until=None)
+    assert work(containment).state == ContainmentState.FAILED
+    assert Lease.objects.get(lease_id=lease_id).state == LeaseState.ENDED
+    assert any(
+        "Nothing is disabled there" in detail for _, outcome, detail in said(containment.action) if outcome == "failed"
+    )
+    assert undo(containment).state == ContainmentState.LIFTED
+
+
 def test_somebody_who_stops_it_finds_the_identities_disabled_and_the_rest_as_it_was(shop: World) -> None:
     pod = shop.pod("storefront")
     lease_id = workers.issue(pod)
@@ -398,6 +423,39 @@ def test_somebody_who_stops_it_finds_the_identities_disabled_and_the_rest_as_it_
     assert containment.state == ContainmentState.FAILED
     assert Lease.objects.get(lease_id=lease_id).state == LeaseState.LIVE
     assert any("per stopped it" in detail for _, _, detail in said(containment.action))
+    contain.again(containment, by="per", now=timezone.now())
+    assert work(containment).state == ContainmentState.CONTAINED, said(containment.action)
+    assert Lease.objects.get(lease_id=lease_id).state == LeaseState.ENDED
+
+
+@pytest.mark.parametrize("what", ["user", "session"])
+def test_an_account_whose_database_user_or_session_lives_on_is_not_called_contained(shop: World, what: str) -> None:
+    lease_id = workers.issue(shop.pod("storefront"))
+    containment = work(press(plan()))
+    assert containment.state == ContainmentState.CONTAINED
+    if what == "user":
+        containment.action.revocations.update(state=RevocationState.FAILED)
+    else:
+        revoke.note(
+            containment.action.revocations.get(),
+            ending.SESSIONS_ENDED,
+            Outcome.FAILED,
+            "1 session still lives",
+            now=timezone.now(),
+        )
+    Containment.objects.update(state=ContainmentState.CONTAINING, stage=ContainmentStage.CHECK)
+    assert work(containment).state == ContainmentState.FAILED
+    name, outcome, detail = said(containment.action)[-1]
+    assert (name, outcome) == (contain.NO_LEASE_LIVE, "failed")
+    assert lease_id in detail
+    assert "lives on" in detail
+
+
+def test_what_was_stopped_before_it_had_anything_to_end_can_be_contained_again(shop: World) -> None:
+    lease_id = workers.issue(shop.pod("storefront"))
+    containment = press(plan())
+    jobs.stop(Job.objects.get(action=containment.action), by="per", now=timezone.now())
+    assert work(containment).state == ContainmentState.FAILED
     contain.again(containment, by="per", now=timezone.now())
     assert work(containment).state == ContainmentState.CONTAINED, said(containment.action)
     assert Lease.objects.get(lease_id=lease_id).state == LeaseState.ENDED
@@ -423,11 +481,8 @@ def test_orphans_that_its_tokens_made_are_told_of_before(shop: World) -> None:
     assert any("orphan" in sentence for sentence in shown.not_covered)
 
 
-def test_two_containments_of_one_identity_are_undone_by_the_last(shop: World) -> None:
-    pod = shop.pod("storefront")
-    workers.issue(pod)
-    entity = entity_of(pod)
-    first = work(press(plan()))
+def another_with(entity: str, first: Containment) -> Containment:
+    """Of another account, which logs in as the same identity; that was disabled already."""
     other = Containment.objects.create(
         action=Action.objects.create(kind="contain", by="per", reason="x", at=timezone.now(), scope=first.action.scope),
         cluster="demo",
@@ -438,13 +493,40 @@ def test_two_containments_of_one_identity_are_undone_by_the_last(shop: World) ->
         updated_at=timezone.now(),
     )
     Job.objects.create(action=other.action, state=JobState.DONE, updated_at=timezone.now())
-    row = first.entities.get()
     ContainedEntity.objects.create(
-        containment=other, vault=row.vault, entity_id=entity, was_disabled=True, disabled_at=timezone.now()
+        containment=other,
+        vault=first.entities.get().vault,
+        entity_id=entity,
+        was_disabled=True,
+        disabled_at=timezone.now(),
     )
+    return other
+
+
+def test_two_containments_of_one_identity_are_undone_by_the_last(shop: World) -> None:
+    pod = shop.pod("storefront")
+    workers.issue(pod)
+    entity = entity_of(pod)
+    first = work(press(plan()))
+    other = another_with(entity, first)
     undo(first)
     assert is_disabled(shop, entity)
     undo(other)
+    assert not is_disabled(shop, entity)
+
+
+def test_of_two_that_are_undone_at_once_neither_leaves_the_identity_to_the_other(shop: World) -> None:
+    pod = shop.pod("storefront")
+    workers.issue(pod)
+    entity = entity_of(pod)
+    first = work(press(plan()))
+    both = (first, another_with(entity, first))
+    for one in both:
+        contain.undo(one, by="per", reason="the token was replaced", now=timezone.now())
+    # two workers, each of which has read before the other is done
+    rows = [one.entities.get() for one in both]
+    for one, row in zip(both, rows, strict=True):
+        assert contain._enable_one(one, row)
     assert not is_disabled(shop, entity)
 
 

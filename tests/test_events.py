@@ -382,3 +382,15 @@ def test_reading_asks_as_often_whatever_the_size_of_a_block(viewer: Client) -> N
     factories.read_lines(stream, b"".join(logged.lines(days_ago(1), id=one) for one in many))
     assert asked(many[25]) == alone
     assert alone <= 20
+
+
+def test_conflicts_of_a_request_are_found_by_their_index() -> None:
+    request_id = logged.log(days_ago(1))
+    known = factories.conflict(factories.stream(), request_id=request_id)
+    with CaptureQueriesContext(connection) as captured:
+        assert event_queries.conflicts_of(Event.objects.get()) == [known]
+    with connection.cursor() as cursor:
+        # a few rows are read sooner without one
+        cursor.execute("SET LOCAL enable_seqscan = off")
+        cursor.execute(f"EXPLAIN {captured[-1]['sql']}", None)
+        assert any("conflict_by_request" in line for (line,) in cursor.fetchall())

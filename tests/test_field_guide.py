@@ -6,6 +6,7 @@ With VAULT_BINARY the same runs against HashiCorp Vault.
 import json
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +20,7 @@ from audit import unexplained
 from audit.models import Device, Event, Hash, Kind, Token
 from demo import vault_setup
 from demo.workloads import STUCK_ROLE
-from leases import clients, lookups
+from leases import clients, jobs, lookups, revoke
 from leases.models import Certainty, EndReason, Lease, LeaseState, Login, Vault
 from tests.workers import catch_up, issue, look_up, read_streams
 from tests.world import TestPod, World
@@ -387,6 +388,47 @@ def test_a_lease_of_a_child_namespace_ends_there_and_a_prefix_there_ends_no_othe
     leases = {lease.lease_id: lease for lease in Lease.objects.filter(lease_id__in=[here, there])}
     assert (leases[here].vault_namespace, leases[here].end_seen_reason) == ("", "")
     assert (leases[there].vault_namespace, leases[there].end_seen_reason) == (f"{team.adapter.namespace}/", "by prefix")
+
+
+@pytest.fixture
+def may_in_children(configured: World) -> Iterator[None]:
+    """The rules for child namespaces, as the delivered policies have them in comments."""
+    folder = Path(__file__).resolve().parent.parent / "deploy" / "vault"
+    delivered = {name: (folder / f"{name}.hcl").read_text() for name in ("leasehold-observe", "leasehold-respond")}
+    for name, policy in delivered.items():
+        rules = policy[policy.index('# path "+/sys/leases') :].split("\n\n")[0]
+        with_them = policy.replace(rules, rules.replace("# ", ""))
+        configured.admin.sys.create_or_update_policy(name, with_them)
+    yield
+    for name, policy in delivered.items():
+        configured.admin.sys.create_or_update_policy(name, policy)
+
+
+@pytest.mark.usefixtures("may_in_children")
+def test_a_lease_of_a_child_namespace_is_revoked_there(team: hvac.Client) -> None:
+    lease_id = team.adapter.get("/v1/database/creds/my-role")["lease_id"]
+    read_streams()
+    lease = Lease.objects.get(lease_id=lease_id)
+    action = revoke.request(leases=[lease], by="ada", reason="drill", now=timezone.now())
+    jobs.work_on(action.job.pk)
+    read_streams()
+    steps = dict(action.steps.filter(lease_id=lease_id).values_list("name", "outcome"))
+    assert (steps["Vault answered"], steps["lease gone"], steps["audit line seen"]) == ("ok", "ok", "ok")
+    lease.refresh_from_db()
+    assert (lease.state, lease.end_reason) == (LeaseState.ENDED, EndReason.REVOKED_HERE)
+    with pytest.raises(hvac.exceptions.InvalidRequest, match="invalid lease"):
+        team.adapter.put("/v1/sys/leases/lookup", json={"lease_id": lease_id})
+
+
+def test_without_the_rule_for_a_child_namespace_the_receipt_names_it(configured: World, team: hvac.Client) -> None:
+    team.adapter.get("/v1/database/creds/my-role")
+    read_streams()
+    lease = Lease.objects.get(vault_namespace=f"{team.adapter.namespace}/")
+    action = revoke.request(leases=[lease], by="ada", reason="drill", now=timezone.now())
+    jobs.work_on(action.job.pk)
+    assert action.revocations.get().state == "failed"
+    detail = action.steps.get(name="Vault answered").detail
+    assert f'path "{team.adapter.namespace}/sys/leases/lookup" {{ capabilities = ["update"] }}' in detail
 
 
 def test_an_auth_mount_of_another_namespace_lends_no_identity(configured: World, team: hvac.Client) -> None:

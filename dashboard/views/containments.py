@@ -15,8 +15,10 @@ from dashboard.paging import cursor, link
 from leases import action_queries as queries
 from leases import contain, jobs
 from leases.models import Containment
-from leases.models.actions import OPEN_REVOCATION_STATES, ContainmentState
+from leases.models.actions import OPEN_REVOCATION_STATES, ContainmentState, JobState
 from leases.queries import PAGE
+
+UNDER_WAY = {ContainmentState.CONTAINING, ContainmentState.LIFTING}
 
 
 @needs(may_read)
@@ -46,13 +48,13 @@ def _detail(request: PageRequest, containment: Containment, form: RevokeForm, *,
     version = f"{queries.containment_version(containment)}.{counted}-{newest}-{len(attempts.successes)}"
     if request.htmx and request.GET.get("version") == version:
         return HttpResponse(status=204)
-    states = queries.states_of([action.pk]).get(action.pk, {})
+    states, job = queries.states_of([action.pk]).get(action.pk, {}), queries.job_of(action)
     receipt = reverse("actions-receipt", args=[action.pk])
     context = {
         "now": now,
         "containment": containment,
         "action": action,
-        "job": queries.job_of(action),
+        "job": job,
         "entities": list(containment.entities.select_related("vault").order_by("id")),
         "steps": queries.own_steps(action),
         "undo_steps": queries.own_steps(containment.undo) if containment.undo else [],
@@ -64,7 +66,9 @@ def _detail(request: PageRequest, containment: Containment, form: RevokeForm, *,
         "decided": sum(states.values()) - sum(states.get(state, 0) for state in OPEN_REVOCATION_STATES),
         "receipt": receipt,
         "progress": jobs.progress(action) if states and containment.state == ContainmentState.CONTAINING else None,
-        "not_covered": contain.NOT_COVERED,
+        # what waits, for a person or for an attempt, is looked at less often: that looks through many events
+        "under_way": containment.state in UNDER_WAY and not (job and job.state == JobState.WAITING),
+        "not_covered": contain.not_covered(containment),
         "form": form,
         "poll": link(request, version=version),
     }

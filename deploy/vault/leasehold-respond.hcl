@@ -2,9 +2,13 @@
 # nothing by prefix and, unless you let it, forces nothing. Only the `actions` workers need its secret. Where leases of other mounts are to be
 # revoked, repeat the first rule for each of them.
 
-# Ends one lease, named in the URL, so that the audit log has its id in plain text.
+# Ends one lease, named in the URL, so that the audit log has its id in plain text. Nothing but `sync` may be sent: an id in the body counts
+# for more than that in the URL, and could be of any mount.
 path "sys/leases/revoke/database/*" {
-  capabilities = ["update"]
+  capabilities       = ["update"]
+  allowed_parameters = {
+    "sync" = []
+  }
 }
 
 # Only where people shall be able to make Vault forget a lease that it cannot revoke (docs/revoking.md): the database user then lives
@@ -17,6 +21,18 @@ path "sys/leases/revoke/database/*" {
 path "sys/leases/lookup" {
   capabilities = ["update"]
 }
+
+# Where leases of child namespaces are to be revoked, too: the same two rules below each of them, here of all children. Write
+# `path "team-a/…"` instead to name one.
+# path "+/sys/leases/revoke/database/*" {
+#   capabilities       = ["update"]
+#   allowed_parameters = {
+#     "sync" = []
+#   }
+# }
+# path "+/sys/leases/lookup" {
+#   capabilities = ["update"]
+# }
 
 # Where Vault has the password of the account that ends sessions of revoked leases (`respond = { static_role = … }` of a database in
 # leasehold.toml): that credential and no other. A dynamic role (`respond = { role = … }`) needs `creds` instead of `static-creds`.

@@ -468,6 +468,7 @@ def test_a_mount_without_connections_has_none(server: OpenBao, root: hvac.Client
         # whoever could write an identity's policies could give himself any right
         ("put", "identity/entity/id/{entity}", {"policies": ["root"]}),
         ("put", "identity/entity/id/{entity}", {"disabled": False, "policies": ["root"]}),
+        ("put", "sys/leases/revoke/database/creds/x/y", {"lease_id": "other/creds/x/y"}),
         ("put", "identity/entity/id/{entity}", {"metadata": {"a": "b"}}),
         ("delete", "identity/entity/id/{entity}", None),
         ("list", "identity/entity/id", None),
