@@ -6,6 +6,7 @@ from django.shortcuts import redirect, render
 from django.urls import reverse
 from django.utils import timezone
 from django.utils.http import urlencode
+from django_htmx.http import HttpResponseClientRefresh
 
 from audit import comebacks
 from dashboard import receipts
@@ -70,7 +71,7 @@ def _detail(request: PageRequest, containment: Containment, form: RevokeForm, *,
         "under_way": containment.state in UNDER_WAY and not (job and job.state == JobState.WAITING),
         "not_covered": contain.not_covered(containment),
         "form": form,
-        "poll": link(request, version=version),
+        "poll": link(request, version=version, seen=containment.state),
     }
     template = "containments/_live.html" if request.htmx else "containments/detail.html"
     return render(request, template, context, status=status)
