@@ -48,13 +48,16 @@ class PlanUsed(Exception):
 
 
 def plan(*, kind: ActionKind, scope: dict[str, str], leases: list[int], by: str, now: datetime) -> Plan:
-    """Freezes those of `leases` (primary keys) that have not ended. `scope`: what was meant, as audit.targets writes it.
+    """Freezes those of `leases` (primary keys) that have not ended, but for this product's own. `scope`: what was meant, as audit.targets
+    writes it.
 
     Raises NothingToRevoke, or NotForcible where a lease shall be forced that was not refused before.
     """
     live = list(
         Lease.objects.filter(pk__in=these(leases))
         .exclude(state=LeaseState.ENDED)
+        # what it reads and responds with
+        .exclude(login__own=True)
         .order_by("id")
         .values_list("id", "lease_id", "state")
     )

@@ -19,7 +19,7 @@ from dashboard import receipts
 from dashboard.views.plans import preview
 from leases import action_queries as queries
 from leases import revoke
-from leases.models import Action, ActionStep, EndReason, Job, Lease, Plan, Policy, Revocation
+from leases.models import Action, ActionStep, EndReason, Job, Lease, Login, Plan, Policy, Revocation
 from leases.models.actions import JobState, RevocationState
 from tests import factories
 from tests.test_pages import HOSTILE, HTMX, text
@@ -224,6 +224,16 @@ def test_a_token_is_not_kept_with_an_action(responder: Client, field: str) -> No
     scope = {"kind": "contain", "scope_kind": "service account", "scope_value": f"demo/shop/{token}"}
     assert responder.post("/plans", scope).status_code == 422
     assert not Plan.objects.filter(scope__value__contains=token).exists()
+
+
+def test_leaseholds_own_lease_is_not_ended_here(responder: Client) -> None:
+    """It may be what sessions are ended with."""
+    lease = factories.lease()
+    Lease.objects.update(login=factories.login(lease))
+    Login.objects.update(own=True)
+    told = text(responder.post(f"/leases/{lease.pk}/revoke", {"reason": "why"}, follow=True))
+    assert "It is Leasehold's own, which it does not end" in told
+    assert not Action.objects.exists()
 
 
 def test_a_plan_that_is_too_old_offers_another_one(responder: Client) -> None:

