@@ -49,6 +49,9 @@ def _detail(request: PageRequest, containment: Containment, form: RevokeForm, *,
     version = f"{queries.containment_version(containment)}.{counted}-{newest}-{len(attempts.successes)}"
     if request.htmx and request.GET.get("version") == version:
         return HttpResponse(status=204)
+    if request.htmx and request.GET.get("seen", containment.state) != containment.state:
+        # what can be done about it is another thing now, and stands outside of the live part
+        return HttpResponseClientRefresh()
     states, job = queries.states_of([action.pk]).get(action.pk, {}), queries.job_of(action)
     receipt = reverse("actions-receipt", args=[action.pk])
     context = {
