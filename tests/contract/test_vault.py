@@ -563,7 +563,8 @@ def test_a_missing_capability_names_the_path_and_the_line_of_deploys_policy(serv
         with pytest.raises(VaultDenied) as caught:
             call()
         assert line in caught.value.fix
-        assert line in (responding if path.startswith(of_responding) else observing)
+        # the delivered policy may narrow it further (allowed_parameters)
+        assert line.removesuffix(" }") in (responding if path.startswith(of_responding) else observing)
         assert caught.value.path.startswith(path.rstrip("*"))
         assert caught.value.path in caught.value.cause
 
@@ -611,16 +612,16 @@ def test_a_revoked_token_is_replaced_by_one_new_login(server: OpenBao, root: hva
 
 def test_a_token_is_replaced_before_it_ends(server: OpenBao, root: hvac.Client) -> None:
     client, logins = _approle(server, root, token_ttl="2s", token_max_ttl="2s")
+    before = len(_log(server))
     client.audit_devices()
     client.audit_devices()
     assert len(logins) == 1
     time.sleep(1.5)
     client.audit_devices()
     assert len(logins) == 2
-    denied = [line for line in _log(server) if "permission denied" in line.get("error", "")]
-    assert not any(
-        line["request"].get("path") == "sys/audit" and line["auth"].get("display_name") for line in denied[-2:]
-    )
+    lines = [line for line in _log(server)[before:] if line["request"].get("path") == "sys/audit"]
+    assert len(lines) >= 6
+    assert not [line for line in lines if "permission denied" in line.get("error", "")]
 
 
 def test_a_given_token_is_renewed_before_it_ends(server: OpenBao, root: hvac.Client) -> None:
