@@ -7,7 +7,6 @@ from datetime import datetime
 from typing import Any
 
 from django.db import connection
-from django.db.models import Q
 from django.db.models.functions import Coalesce
 
 from leases.models import Database, Lease, Login, Pod, ServiceAccount, Session
@@ -476,10 +475,10 @@ def pods_of(account: Account, newest: Sequence[Newest], *, limit: int = FEW) -> 
         )
         order = [pk for (pk,) in cursor.fetchall()]
     claimed = {lease.pod_uid: (lease.pod_namespace, lease.pod) for lease in newest if lease.pod_uid}
-    found = {
-        pod.uid: pod
-        for pod in Pod.objects.filter(Q(pk__in=order) | Q(cluster__name=account.cluster, uid__in=list(claimed)))
-    }
+    found = {pod.uid: pod for pod in Pod.objects.filter(pk__in=order)}
+    # by themselves: in one condition with the others they would be looked for among all pods
+    if rest := claimed.keys() - found.keys():
+        found |= {pod.uid: pod for pod in Pod.objects.filter(cluster__name=account.cluster, uid__in=list(rest))}
     place = {pk: number for number, pk in enumerate(order)}
     told = sorted(found.values(), key=lambda pod: (place.get(pod.pk, len(order)), -pod.pk))
     names = {pod.uid: (pod.namespace, pod.name) for pod in told} | {
