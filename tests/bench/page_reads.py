@@ -64,6 +64,8 @@ def cases(ground: Ground) -> Cases:
     rejected = RejectedLine.objects.values_list("stream_id", "pk")[0]
     irrevocable = list(Lease.objects.filter(state="irrevocable").values_list("pk", flat=True))
     running = list(Revocation.objects.filter(state="verifying").values_list("action_id", flat=True))
+    named = Lease.objects.exclude(service_account="").exclude(cluster="").order_by()
+    holders = list(named.values_list("cluster", "service_account_namespace", "service_account").distinct())
     pods = list(Lease.objects.exclude(pod_uid="").order_by("-id").values_list("cluster", "pod_uid")[:1000])
     requests = list(Lease.objects.exclude(request_id="").order_by("-id").values_list("request_id", flat=True)[:1000])
     actions = list(Action.objects.order_by("at").values_list("pk", "at"))
@@ -108,8 +110,7 @@ def cases(ground: Ground) -> Cases:
         return f"namespace=ns-{number % NAMESPACES:02}&service_account=sa-{number:03}"
 
     def workload(dice: Random) -> str:
-        number = account(dice)
-        return f"/workloads/cluster-{1 + dice.randrange(2)}/ns-{number % NAMESPACES:02}/sa-{number:03}"
+        return f"/workloads/{'/'.join(dice.choice(holders))}"
 
     return {
         "/": lambda _: "/",
