@@ -10,11 +10,10 @@ from django.db import connection, transaction
 from django.utils import timezone
 
 from audit.exports.cells import FORMULAS
-from audit.exports.statements import STATEMENTS, Column, Statement
+from audit.exports.statements import AT, STATEMENTS, Column, Statement
 
 Form = Literal["csv", "ndjson"]
 
-_AT = "to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
 _FORMULAS = ", ".join(f"U&'\\{ord(sign):04x}'" for sign in FORMULAS)
 # bytes that go on at once
 _CHUNK = 256 * 1024
@@ -153,7 +152,7 @@ def _cell(column: Column) -> str:
         case "fixed":
             return f"NULLIF({sql}, '')"
         case "time":
-            return _AT.format(sql)
+            return AT.format(sql)
         case "bool":
             return f"CASE {sql} WHEN true THEN 'True' WHEN false THEN 'False' END"
         case "number":
@@ -167,6 +166,6 @@ def _value(column: Column) -> str:
         case "text" | "fixed":
             return f"COALESCE({sql}, '')"
         case "time":
-            return _AT.format(sql)
+            return AT.format(sql)
         case "bool" | "number":
             return sql

@@ -40,7 +40,8 @@ def _texts(**columns: str) -> list[Column]:
     return [Column(name, sql) for name, sql in columns.items()]
 
 
-_AT = "to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
+# how every export writes a time; cells.cell() does the same for rows that are made here
+AT = "to_char({} AT TIME ZONE 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"')"
 # a named database, as pages name it
 _DATABASE = (
     "{} = (SELECT d2.id FROM leases_database d2 JOIN leases_vault v2 ON v2.id = d2.vault_id "
@@ -235,7 +236,7 @@ STATEMENTS: dict[str, Statement] = {
         ) r ON r.action_id = a.id AND r.lease_id = t.target->>'lease_id'
         LEFT JOIN (
           SELECT action_id, lease_id,
-            string_agg(name || ': ' || outcome || ' at ' || {_AT.format("at")}, '; ' ORDER BY at, id) AS steps
+            string_agg(name || ': ' || outcome || ' at ' || {AT.format("at")}, '; ' ORDER BY at, id) AS steps
           FROM leases_actionstep
           WHERE action_id IN (SELECT id FROM leases_action WHERE at >= %(from)s AND at < %(to)s)
           GROUP BY action_id, lease_id

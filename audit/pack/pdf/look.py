@@ -23,7 +23,7 @@ FONTS = Path(__file__).resolve().parent.parent / "fonts"
 SANS, BOLD, MONO = "Plex", "Plex-SemiBold", "PlexMono"
 
 INK, DIM, LINE, SHADE = HexColor("#14191f"), HexColor("#55616e"), HexColor("#c9d1d9"), HexColor("#f1f4f6")
-BLUE, PALE_BLUE = HexColor("#0a5594"), HexColor("#dbe8f3")
+BLUE = HexColor("#0a5594")
 GOOD, WARN, BAD = HexColor("#12693f"), HexColor("#b87a00"), HexColor("#a81e17")
 GOOD_BACK, WARN_BACK = HexColor("#e8f3ec"), HexColor("#fff3d6")
 # of the certainties, from the surest on: dark to light, so that they differ in grey, too
